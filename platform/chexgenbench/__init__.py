@@ -1,0 +1,75 @@
+"""CheXGenBench: generate chest radiographs from prompts, score them, ask questions in SQL.
+
+Plugin authors need only the names below; they are imported when first used, so that
+``import chexgenbench`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chexgenbench.errors import ChexGenBenchError, UserError
+    from chexgenbench.hookspecs import hookimpl
+    from chexgenbench.types import (
+        FINDINGS,
+        Context,
+        Encoder,
+        EncoderSpec,
+        Image,
+        Location,
+        MetricSpec,
+        Model,
+        ModelSpec,
+        NotApplicable,
+        Parameters,
+        Request,
+        Sample,
+        SampleMetric,
+        ScoreSpec,
+        SetMetric,
+        Split,
+        SplitSource,
+        SplitSpec,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FINDINGS",
+    "ChexGenBenchError",
+    "Context",
+    "Encoder",
+    "EncoderSpec",
+    "Image",
+    "Location",
+    "MetricSpec",
+    "Model",
+    "ModelSpec",
+    "NotApplicable",
+    "Parameters",
+    "Request",
+    "Sample",
+    "SampleMetric",
+    "ScoreSpec",
+    "SetMetric",
+    "Split",
+    "SplitSource",
+    "SplitSpec",
+    "UserError",
+    "__version__",
+    "hookimpl",
+]
+
+_HOME = {
+    "ChexGenBenchError": "chexgenbench.errors",
+    "UserError": "chexgenbench.errors",
+    "hookimpl": "chexgenbench.hookspecs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'chexgenbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME.get(name, "chexgenbench.types")), name)

@@ -1,0 +1,43 @@
+"""The errors that people see: what was wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ChexGenBenchError(Exception):
+    """Something failed while it ran; the command ends with exit code 1.
+
+    Args:
+        message: what went wrong, naming the file, row or plugin.
+        hint: what to do next, shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(ChexGenBenchError):
+    """Bad input that the user can mend; the command ends with exit code 2."""
+
+    exit_code = 2
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that nobody registered, with the nearest one suggested.
+
+    >>> print(unknown_name("model", "orcale", ["oracle", "noise"]).hint)
+    Did you mean 'oracle'? Known: noise, oracle.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return UserError(
+        f"There is no {kind} named {name!r}.",
+        hint=f"{guess}Known: {', '.join(names) or 'none'}.",
+    )

@@ -1,0 +1,62 @@
+"""Where things lie: the project folder of the user, and the cache that all projects share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one project.
+
+    Attributes:
+        root: ``--home``, CHEXGENBENCH_HOME, or the current folder.
+    """
+
+    root: Path
+
+    @classmethod
+    def find(cls, root: Path | None = None) -> Home:
+        """The home the user named, else CHEXGENBENCH_HOME, else the current folder."""
+        chosen = root or Path(os.environ.get("CHEXGENBENCH_HOME") or ".")
+        return cls(chosen.expanduser().resolve())
+
+    @property
+    def results(self) -> Path:
+        return self.root / "Results"
+
+    @property
+    def store(self) -> Path:
+        return self.results / "chexgenbench.duckdb"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def generations(self) -> Path:
+        return self.runs / "generations"
+
+    @cached_property
+    def cache(self) -> Path:
+        """CHEXGENBENCH_CACHE, or the user's cache folder."""
+        named = os.environ.get("CHEXGENBENCH_CACHE")
+        if named:
+            return Path(named).expanduser().resolve()
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("chexgenbench", appauthor=False))
+
+    @property
+    def features(self) -> Path:
+        return self.cache / "features"
+
+    def shown(self, path: Path) -> str:
+        """`path` as the user would type it: relative to the current folder where it lies below."""
+        try:
+            return str(path.resolve().relative_to(Path.cwd()))
+        except ValueError:
+            return str(path)

@@ -1,0 +1,134 @@
+"""The hooks of CheXGenBench: the plugin author's manual.
+
+A plugin is a module with any of the four functions below, marked with ``hookimpl``. It is found
+when it lies in a plugins folder, when ``--plugin FILE`` names it, or when an installed package
+declares it::
+
+    [project.entry-points.chexgenbench]
+    my-plugin = "my_package.my_module"
+
+Each hook yields descriptors and must be cheap: no torch, no weights. Heavy modules are imported by
+the class that ``load`` names, and only when the user asks for that plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from chexgenbench.types import EncoderSpec, MetricSpec, ModelSpec, SplitSpec
+
+GROUP = "chexgenbench"
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@hookspec
+def chexgenbench_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
+    """Models: what turns a prompt into a radiograph.
+
+    A whole plugin; save it as ``stripes.py`` and type
+    ``chexgenbench run --plugin stripes.py --model stripes``::
+
+        import numpy as np
+        from pydantic import Field
+
+        from chexgenbench import Model, ModelSpec, Parameters, hookimpl
+
+        class StripeParameters(Parameters):
+            width: int = Field(8, ge=1, description="Width of a stripe in pixels.")
+
+        class Stripes(Model):
+            def generate(self, requests):
+                for request in requests:
+                    random = np.random.default_rng(request.seed)
+                    size = request.size or 128
+                    row = (np.arange(size) // self.parameters.width % 2) * 200
+                    yield (row + random.integers(0, 50, (size, size))).astype(np.uint8)
+
+        @hookimpl
+        def chexgenbench_models():
+            yield ModelSpec(
+                name="stripes", summary="Vertical stripes", load=Stripes,
+                parameters=StripeParameters, image_size=128,
+            )
+    """
+
+
+@hookspec
+def chexgenbench_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-body]
+    """Encoders: what turns an image, and perhaps a text, into a vector.
+
+    A whole plugin::
+
+        import numpy as np
+        import torch
+
+        from chexgenbench import Encoder, EncoderSpec, hookimpl
+
+        class Thumbnail(Encoder):
+            def preprocess(self, image):
+                small = image.convert("L").resize((8, 8), reducing_gap=None)
+                return torch.from_numpy(np.asarray(small, np.float32) / 255)
+
+            def encode(self, batch):
+                return {"features": batch.flatten(1).numpy()}
+
+        @hookimpl
+        def chexgenbench_encoders():
+            yield EncoderSpec(
+                name="thumbnail", summary="64 grey levels", load=Thumbnail,
+                outputs={"features": 64}, preprocessing="grey, 8 x 8 bicubic with antialiasing",
+            )
+    """
+
+
+@hookspec
+def chexgenbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
+    """Metrics: what turns features into scores.
+
+    A whole plugin with a set metric; a sample metric overrides ``values`` of `SampleMetric`
+    instead and leaves averaging and intervals to the platform::
+
+        import numpy as np
+
+        from chexgenbench import MetricSpec, NotApplicable, ScoreSpec, SetMetric, hookimpl
+        from chexgenbench.statistics import Estimate
+
+        class MeanGap(SetMetric):
+            def score(self, real, fake):
+                if len(fake) < 2:
+                    raise NotApplicable("needs at least 2 images")
+                gap = np.linalg.norm(real.features.mean(0) - fake.features.mean(0))
+                return {"mean_gap": Estimate(float(gap), reason="no interval was derived")}
+
+        @hookimpl
+        def chexgenbench_metrics():
+            yield MetricSpec(
+                name="mean-gap", summary="Distance of the feature means", load=MeanGap,
+                metric="set", scores=(ScoreSpec(name="mean_gap", higher_is_better=False, lowest=0),),
+            )
+    """
+
+
+@hookspec
+def chexgenbench_splits() -> Iterable[SplitSpec]:  # type: ignore[empty-body]
+    """Splits: where the prompts, labels and real images come from.
+
+    A whole plugin::
+
+        from chexgenbench import Split, SplitSource, SplitSpec, hookimpl
+
+        class Clinic(Split):
+            def source(self):
+                folder = self.context.home / "clinic"
+                return SplitSource(
+                    test=folder / "test.csv", images_root=folder / "images",
+                    columns={"prompt": "caption", "patient": "subject"},
+                )
+
+        @hookimpl
+        def chexgenbench_splits():
+            yield SplitSpec(name="clinic", summary="Our clinic", load=Clinic, credentialed=True)
+    """

@@ -1,0 +1,158 @@
+"""Decode and encode images: each image once, in batches of one fixed shape, reading ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from chexgenbench.errors import ChexGenBenchError
+from chexgenbench.images import BadImage, read_image
+from chexgenbench.types import Encoder, EncoderSpec
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+Outputs = Mapping[str, "NDArray[np.float32]"]
+T = TypeVar("T")
+
+_DECODERS = 2
+"""Threads that decode. Pillow releases the interpreter lock; two keep a CPU encoder fed."""
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """An image to encode: the key of its content, its file, and the encoders that lack it."""
+
+    key: str
+    path: Path
+    encoders: frozenset[str]
+
+
+@dataclass
+class _Pending:
+    keys: list[str] = field(default_factory=list)
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+def encode_images(
+    items: Sequence[ImageItem],
+    encoders: Mapping[str, tuple[EncoderSpec, Encoder]],
+    *,
+    batch_size: int,
+    sink: Callable[[str, Sequence[str], Outputs], None],
+    bad: Callable[[ImageItem, BadImage], None],
+    advance: Callable[[int], None],
+) -> None:
+    """Encodes each item by the encoders that lack it; one decoding serves them all.
+
+    Batches are cut in the order of `items` and padded to `batch_size` by repeating the last image:
+    every call has the same shape, so that a row does not depend on how many others there were.
+
+    Args:
+        sink: given encoder name, keys and outputs of each batch, in order.
+        bad: given each image that cannot be decoded; it is not encoded.
+        advance: told the number of images decoded.
+    """
+    pending = {name: _Pending() for name in encoders}
+
+    def decode(item: ImageItem) -> dict[str, torch.Tensor] | BadImage:
+        try:
+            image = read_image(item.path)
+        except BadImage as error:
+            return error
+        return {name: encoders[name][1].preprocess(image) for name in sorted(item.encoders)}
+
+    def flush(name: str) -> None:
+        batch = pending[name]
+        if batch.keys:
+            spec, encoder = encoders[name]
+            sink(name, batch.keys, _encode(spec, encoder, batch.tensors, batch_size))
+            pending[name] = _Pending()
+
+    for item, decoded in _ahead(decode, items, depth=2 * batch_size + _DECODERS):
+        if isinstance(decoded, BadImage):
+            bad(item, decoded)
+        else:
+            for name, tensor in decoded.items():
+                pending[name].keys.append(item.key)
+                pending[name].tensors.append(tensor)
+                if len(pending[name].keys) == batch_size:
+                    flush(name)
+        advance(1)
+    for name in encoders:
+        flush(name)
+
+
+def encode_texts(
+    texts: Sequence[tuple[str, str]],
+    spec: EncoderSpec,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    sink: Callable[[Sequence[str], Outputs], None],
+) -> None:
+    """Encodes (key, text) pairs, padded to a fixed batch as images are."""
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        padded = [text for _, text in batch] + [batch[-1][1]] * (batch_size - len(batch))
+        features = np.asarray(encoder.encode_text(padded), dtype=np.float32)[: len(batch)]
+        width = spec.outputs["features"]
+        if features.shape != (len(batch), width) or not np.isfinite(features).all():
+            raise ChexGenBenchError(
+                f"Encoder {spec.name!r} returned text features of shape {features.shape} "
+                f"where finite [{len(batch)}, {width}] is declared."
+            )
+        sink([key for key, _ in batch], {"features": features})
+
+
+def _encode(
+    spec: EncoderSpec, encoder: Encoder, tensors: Sequence[torch.Tensor], batch_size: int
+) -> Outputs:
+    import torch
+
+    n = len(tensors)
+    batch = torch.stack([*tensors, *[tensors[-1]] * (batch_size - n)])
+    with torch.inference_mode():
+        outputs = encoder.encode(batch)
+    checked: dict[str, NDArray[np.float32]] = {}
+    for name, width in spec.outputs.items():
+        if name not in outputs:
+            raise ChexGenBenchError(f"Encoder {spec.name!r} returned no {name!r}.")
+        values = np.asarray(outputs[name], dtype=np.float32)
+        if values.shape != (batch_size, width):
+            raise ChexGenBenchError(
+                f"Encoder {spec.name!r} returned {name!r} of shape {values.shape} "
+                f"where [{batch_size}, {width}] is declared."
+            )
+        values = values[:n]
+        if not np.isfinite(values).all():
+            raise ChexGenBenchError(f"Encoder {spec.name!r} returned NaN or infinity in {name!r}.")
+        checked[name] = values
+    return checked
+
+
+def _ahead(
+    function: Callable[[ImageItem], T], items: Sequence[ImageItem], depth: int
+) -> Iterator[tuple[ImageItem, T]]:
+    """`map` by threads, in order, at most `depth` results ahead: memory stays bounded."""
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        waiting: deque[tuple[ImageItem, Future[T]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) >= depth:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,346 @@
+"""How plugins are found, listed and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import pluggy
+import pydantic
+
+from chexgenbench import hookspecs
+from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
+from chexgenbench.types import (
+    Context,
+    Encoder,
+    EncoderSpec,
+    MetricSpec,
+    Model,
+    ModelSpec,
+    Parameters,
+    SampleMetric,
+    SetMetric,
+    Spec,
+    Split,
+    SplitSpec,
+)
+
+BUILT_IN = "chexgenbench_plugins"
+KINDS = ("models", "encoders", "metrics", "splits")
+_SPECS: dict[str, type[Spec]] = {
+    "models": ModelSpec,
+    "encoders": EncoderSpec,
+    "metrics": MetricSpec,
+    "splits": SplitSpec,
+}
+_BASES: dict[type[Spec], tuple[type, ...]] = {
+    ModelSpec: (Model,),
+    EncoderSpec: (Encoder,),
+    MetricSpec: (SetMetric, SampleMetric),
+    SplitSpec: (Split,),
+}
+
+S = TypeVar("S", ModelSpec, EncoderSpec, MetricSpec, SplitSpec)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that could not be used: where it is, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plugin(Generic[S]):
+    """A descriptor and where it came from."""
+
+    spec: S
+    source: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def load(self) -> Any:
+        """The class behind the descriptor.
+
+        Raises:
+            ChexGenBenchError: a module is not installed, or it is not the class it should be.
+        """
+        spec = self.spec
+        missing = [name for name in spec.requires if not _importable(name)]
+        if missing:
+            raise UserError(
+                f"The {spec.kind} {spec.name!r} needs {', '.join(missing)}, not installed here.",
+                hint=f"Install it: pip install {' '.join(missing)}",
+            )
+        target: Any = spec.load
+        if isinstance(target, str):
+            module_name, _, attribute = target.partition(":")
+            try:
+                target = getattr(importlib.import_module(module_name), attribute)
+            except Exception as error:
+                raise ChexGenBenchError(
+                    f"The {spec.kind} {spec.name!r} ({self.source}) cannot be loaded from "
+                    f"{spec.load!r}: {type(error).__name__}: {error}."
+                ) from error
+        bases = _BASES[type(spec)]
+        if not (inspect.isclass(target) and issubclass(target, bases)):
+            wanted = " or ".join(base.__name__ for base in bases)
+            raise ChexGenBenchError(
+                f"The {spec.kind} {spec.name!r} ({self.source}) loads {target!r}, "
+                f"which is not a subclass of {wanted}."
+            )
+        return target
+
+    def identity(self) -> dict[str, str]:
+        """Name, version and hash of the defining source: what a result depends on."""
+        return {
+            "name": self.spec.name,
+            "version": self.spec.version,
+            "source": self.source_hash(),
+        }
+
+    def source_hash(self) -> str:
+        """SHA-256 of the module that `load` names; empty where there is no source file."""
+        target = self.spec.load
+        if isinstance(target, str):
+            found = importlib.util.find_spec(target.partition(":")[0])
+            file = found.origin if found else None
+        else:
+            # A plugin file was imported under a made-up name, which getsourcefile cannot resolve.
+            file = getattr(sys.modules.get(target.__module__), "__file__", None)
+        if not file or not Path(file).is_file():
+            return ""
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+    def parse(self, values: Mapping[str, Any]) -> Parameters:
+        """The typed parameters from what the user wrote, strings or TOML values.
+
+        Raises:
+            UserError: an unknown name (the nearest is suggested) or a value of the wrong type.
+        """
+        fields = self.spec.parameters.model_fields
+        for name in values:
+            if name not in fields:
+                raise unknown_name(f"parameter of {self.spec.kind} {self.name!r}", name, fields)
+        try:
+            return self.spec.parameters.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}"
+                for fault in error.errors()
+            )
+            raise UserError(
+                f"Wrong parameter of {self.spec.kind} {self.name!r}: {faults}.",
+                hint=f"See: chexgenbench {self.spec.kind}s show {self.name}",
+            ) from error
+
+    def create(self, parameters: Parameters, argument: Context | int) -> Any:
+        """An instance of the class behind the descriptor."""
+        return self.load()(parameters, argument)
+
+
+@cache
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All plugins by name, and those that could not be used."""
+
+    models: Mapping[str, Plugin[ModelSpec]]
+    encoders: Mapping[str, Plugin[EncoderSpec]]
+    metrics: Mapping[str, Plugin[MetricSpec]]
+    splits: Mapping[str, Plugin[SplitSpec]]
+    problems: Sequence[Problem] = field(default=())
+
+    def of_kind(self, kind: str) -> Mapping[str, Plugin[Any]]:
+        """The plugins of ``models``, ``encoders``, ``metrics`` or ``splits``."""
+        return {
+            "models": self.models,
+            "encoders": self.encoders,
+            "metrics": self.metrics,
+            "splits": self.splits,
+        }[kind]
+
+    def find(self, kind: str, name: str) -> Plugin[Any]:
+        """The plugin of that name; `UserError` with the nearest name, or why it failed to load."""
+        plugins = self.of_kind(kind)
+        if name in plugins:
+            return plugins[name]
+        error = unknown_name(kind[:-1], name, plugins)
+        if self.problems:
+            failed = "; ".join(f"{problem.source}: {problem.reason}" for problem in self.problems)
+            error.hint = f"{error.hint} Plugins that could not be used: {failed}"
+        raise error
+
+
+def load_registry(files: Iterable[Path] = (), folder: Path | None = None) -> Registry:
+    """Finds all plugins: built in, installed, in `folder`, and in the named `files`.
+
+    Args:
+        files: what ``--plugin`` named; each must exist and import, else `UserError`.
+        folder: every ``*.py`` in it is a plugin; one that fails is a problem, not an error.
+
+    Raises:
+        UserError: two plugins of one kind share a name (both are named).
+    """
+    manager = pluggy.PluginManager(hookspecs.GROUP)
+    manager.add_hookspecs(hookspecs)
+    problems: list[Problem] = []
+
+    for module_name in _built_in_modules():
+        _register(manager, problems, module_name, lambda name=module_name: _import(name))
+    for entry in importlib.metadata.entry_points(group=hookspecs.GROUP):
+        source = f"{entry.dist.name if entry.dist else 'package'}: {entry.value}"
+        _register(manager, problems, source, entry.load)
+    for path in sorted(folder.glob("*.py")) if folder and folder.is_dir() else ():
+        _register(manager, problems, str(path), lambda path=path: _import_file(path))
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"The plugin file {path} does not exist.")
+        before = len(problems)
+        _register(manager, problems, str(path), lambda path=path: _import_file(path))
+        if len(problems) > before:
+            raise UserError(f"The plugin file {path} cannot be used: {problems[-1].reason}")
+        module = manager.get_plugin(str(path))
+        if not manager.get_hookcallers(module):
+            raise UserError(
+                f"The plugin file {path} has no hook.",
+                hint="Mark a function chexgenbench_models (or _encoders, _metrics, _splits) "
+                "with @chexgenbench.hookimpl.",
+            )
+
+    found: dict[str, dict[str, Plugin[Any]]] = {kind: {} for kind in KINDS}
+    for kind in KINDS:
+        for plugin in _call(manager, kind, problems):
+            other = found[kind].get(plugin.name)
+            if other is not None:
+                raise UserError(
+                    f"Two {kind} are named {plugin.name!r}: one in {other.source}, "
+                    f"one in {plugin.source}.",
+                    hint="Rename or remove one of them.",
+                )
+            found[kind][plugin.name] = plugin
+    return Registry(**found, problems=tuple(problems))
+
+
+def _built_in_modules() -> Iterator[str]:
+    package = importlib.import_module(BUILT_IN)
+    for kind in KINDS:
+        for base in package.__path__:
+            for info in pkgutil.iter_modules([str(Path(base) / kind)]):
+                yield f"{BUILT_IN}.{kind}.{info.name}"
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> ModuleType:
+    # The name carries the path's hash: two files of one name do not replace each other.
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    name = f"chexgenbench_file_{key}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _register(
+    manager: pluggy.PluginManager, problems: list[Problem], source: str, load: Any
+) -> None:
+    try:
+        manager.register(load(), name=source)
+    except Exception as error:
+        problems.append(Problem(source, f"{type(error).__name__}: {error}"))
+
+
+def _call(
+    manager: pluggy.PluginManager, kind: str, problems: list[Problem]
+) -> Iterator[Plugin[Any]]:
+    wanted = _SPECS[kind]
+    hook = getattr(manager.hook, f"chexgenbench_{kind}")
+    # One call an implementation, not hook(): a fault is then known by its plugin's name.
+    for implementation in hook.get_hookimpls():
+        source = implementation.plugin_name
+        try:
+            specs = list(implementation.function())
+            for spec in specs:
+                fault = _fault(spec, wanted)
+                if fault:
+                    raise TypeError(fault)
+        except Exception as error:
+            problems.append(
+                Problem(source, f"chexgenbench_{kind}: {type(error).__name__}: {error}")
+            )
+            continue
+        for spec in specs:
+            yield Plugin(spec, source)
+
+
+def _fault(spec: object, wanted: type[Spec]) -> str | None:
+    if not isinstance(spec, wanted):
+        return f"yielded a {type(spec).__name__}, not a {wanted.__name__}"
+    if not isinstance(spec.name, str) or not spec.name or set(spec.name) & set("/\\@\0 \n"):
+        return f"{spec.name!r} is not a plugin name"
+    if not (inspect.isclass(spec.parameters) and issubclass(spec.parameters, Parameters)):
+        return f"parameters of {spec.name!r} is not a subclass of chexgenbench.Parameters"
+    return None
+
+
+def describe(spec: Spec) -> dict[str, Any]:
+    """A descriptor as plain values, for `show` and ``--json``."""
+    described: dict[str, Any] = {}
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        if item.name == "parameters":
+            value = [
+                {
+                    "name": name,
+                    "type": _type_name(info.annotation),
+                    "default": None if info.is_required() else info.get_default(),
+                    "required": info.is_required(),
+                    "description": info.description or "",
+                }
+                for name, info in spec.parameters.model_fields.items()
+            ]
+        elif item.name == "load" and not isinstance(value, str):
+            value = f"{value.__module__}:{value.__qualname__}"
+        elif item.name == "scores":
+            value = [dataclasses.asdict(score) for score in value]
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        described[item.name] = value
+    return described
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if inspect.isclass(annotation) else str(annotation)

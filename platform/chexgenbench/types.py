@@ -1,0 +1,404 @@
+"""What a plugin offers and what passes between it and the platform.
+
+A hook yields descriptors (`ModelSpec`, `EncoderSpec`, `MetricSpec`, `SplitSpec`); they cost nothing
+to list. The class named by ``load`` is imported only when the plugin is used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import PIL.Image
+    import torch
+    from numpy.typing import NDArray
+
+    from chexgenbench.splits.prompts import PromptTable
+    from chexgenbench.statistics.estimate import Estimate
+
+    Image = PIL.Image.Image | NDArray[np.uint8] | NDArray[np.float32]
+else:
+    Image = Any
+
+FINDINGS: tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+"""The 14 CheXpert labels, in the order of the published protocol."""
+
+
+class Location:
+    """Marks a parameter that says where something lies: ``Annotated[str, Location()]``.
+
+    A result depends on the content there, which `weights` names and the platform hashes, and not on
+    the place; so the place is no part of an identity.
+    """
+
+
+class Parameters(BaseModel):
+    """Base of a plugin's parameters: typed, defaulted, unknown names refused.
+
+    Give each field a ``Field(default, description=...)``: `show` prints them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that a result depends on, as JSON values: all but locations."""
+        places = {
+            name
+            for name, info in type(self).model_fields.items()
+            if any(isinstance(mark, Location) for mark in info.metadata)
+        }
+        return self.model_dump(mode="json", exclude=places)
+
+
+class NotApplicable(Exception):
+    """Raised by a metric that cannot be taken on this subset; recorded as ``skipped``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and how a plugin runs.
+
+    Attributes:
+        device: a torch device string, such as ``cpu`` or ``cuda:0``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; chosen by device unless the user said.
+        home: the project folder that relative paths start from.
+        cache: a folder for downloads and derived files, shared by all projects of the user.
+        training: the split's training table and images; None where the split has none.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    home: Path
+    cache: Path
+    training: PromptTable | None = None
+
+
+# --- models ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One image to make.
+
+    Attributes:
+        id: unique in a generation; also the stem of the image's file name.
+        prompt_id: the row of the split it answers.
+        prompt: the text.
+        seed: 63 bits hashed from (run seed, prompt id, repeat): all randomness comes from it, so
+            that an image depends neither on order nor on the number of machines.
+        repeat: 0 for the first image of a prompt, 1 for the second, and so on.
+        size: width and height in pixels; None leaves it to the model.
+        labels: finding to 1.0 (present), 0.0 (absent), -1.0 (uncertain) or None (not mentioned).
+        patient_id: the patient of the row, where the split knows it.
+        view: the projection of the row (``PA``, ``AP``, ...), where the split knows it.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    repeat: int = 0
+    size: int | None = None
+    labels: Mapping[str, float | None] = field(default_factory=dict)
+    patient_id: str | None = None
+    view: str | None = None
+
+
+class Model(ABC):
+    """Makes images from requests. Subclass it, override `generate`, and perhaps the rest."""
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    @classmethod
+    def weights(cls, parameters: Any, context: Context) -> Sequence[Path]:
+        """The files whose content decides the images; they are hashed into the identity.
+
+        Runs in preflight, so it loads nothing. Raise `UserError` when a file is missing.
+        """
+        return ()
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request]) -> Iterable[Image]:
+        """One image a request, in order.
+
+        An image is a PIL image (mode L or RGB), or an array of shape [h, w] or [h, w, 3]: uint8 in
+        0..255 or floating in 0..1.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Describes a model.
+
+    Attributes:
+        name: what the user types.
+        summary: one line.
+        load: ``"module:Class"``, or the `Model` class itself where importing it is cheap.
+        parameters: typed parameters with defaults.
+        image_size: width and height in pixels that it makes by default; None if it varies.
+        batch_size: requests a call where the user does not say.
+        version: change it when the same weights would give other images.
+        uses_training: it reads the split's training side (which then is part of its identity).
+        licence, references, requires: licence of the weights, papers or addresses, and modules that
+            must be importable.
+    """
+
+    name: str
+    summary: str
+    load: str | type[Model]
+    parameters: type[Parameters] = Parameters
+    image_size: int | None = None
+    batch_size: int = 8
+    version: str = "1"
+    uses_training: bool = False
+    licence: str = "not stated"
+    references: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    kind: ClassVar[str] = "model"
+
+
+# --- encoders -------------------------------------------------------------------------------
+
+
+class Encoder(ABC):
+    """Turns images, and perhaps texts, into feature vectors."""
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    @classmethod
+    def weights(cls, parameters: Any, context: Context) -> Sequence[Path]:
+        """The files whose content decides the features; see `Model.weights`."""
+        return ()
+
+    @abstractmethod
+    def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
+        """One 8-bit image (mode L or RGB) to a float32 tensor, of the same shape for all images."""
+
+    @abstractmethod
+    def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
+        """Stacked `preprocess` results to named outputs, each float32 [n, width].
+
+        The names and widths are those of `EncoderSpec.outputs`; ``features`` is always there.
+        """
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to float32 [n, d] in the space of ``features``; where `EncoderSpec.text` says so."""
+        raise NotImplementedError(f"{type(self).__name__} has no text side")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Describes an encoder.
+
+    Attributes:
+        outputs: name to width of what `Encoder.encode` returns: ``features``, and
+            ``probabilities`` where the encoder is a classifier (rows sum to 1).
+        text: whether `Encoder.encode_text` exists.
+        preprocessing: resizing, antialiasing, normalisation, in words; part of the identity.
+        version: change it when the same weights would give other features.
+
+    The other attributes are those of `ModelSpec`.
+    """
+
+    name: str
+    summary: str
+    load: str | type[Encoder]
+    outputs: Mapping[str, int]
+    preprocessing: str
+    parameters: type[Parameters] = Parameters
+    text: bool = False
+    version: str = "1"
+    licence: str = "not stated"
+    references: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    kind: ClassVar[str] = "encoder"
+
+
+# --- metrics --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One side of a comparison under one encoder, in canonical row order.
+
+    Attributes:
+        outputs: the encoder's outputs, each float32 [n, width].
+        text: text features of each row's prompt, float32 [n, d]; None unless the metric asks.
+        prompts: integer code [n] of the prompt; equal codes on the two sides are the same prompt.
+        patients: integer code [n] of the patient, None where the split has none.
+    """
+
+    outputs: Mapping[str, NDArray[np.float32]]
+    text: NDArray[np.float32] | None
+    prompts: NDArray[np.int64]
+    patients: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        return self.outputs["features"]
+
+    def answers(self, real: Sample) -> NDArray[np.int64]:
+        """For each row the row of `real` with the same prompt, -1 where there is none."""
+        import numpy as np
+
+        order = np.argsort(real.prompts, kind="stable")
+        ranked = real.prompts[order]
+        if not len(ranked):
+            return np.full(len(self), -1, np.int64)
+        place = np.searchsorted(ranked, self.prompts).clip(max=len(ranked) - 1)
+        return np.where(ranked[place] == self.prompts, order[place], -1)
+
+
+class SetMetric(ABC):
+    """Compares two sets of features (or looks at the generated one alone)."""
+
+    def __init__(self, parameters: Any, seed: int) -> None:
+        self.parameters = parameters
+        self.seed = seed
+
+    @abstractmethod
+    def score(self, real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+        """Score name to estimate. Raise `NotApplicable` where the subset is too small."""
+
+
+class SampleMetric(ABC):
+    """A value for each generated image; the platform averages it over any subset."""
+
+    def __init__(self, parameters: Any, seed: int) -> None:
+        self.parameters = parameters
+        self.seed = seed
+
+    @abstractmethod
+    def values(self, fake: Sample) -> Mapping[str, NDArray[np.float64]]:
+        """Score name to float64 [n]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpec:
+    """One number of a metric: its name in the store, its direction and its range."""
+
+    name: str
+    higher_is_better: bool
+    lowest: float = float("-inf")
+    highest: float = float("inf")
+    summary: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """Describes a metric.
+
+    Attributes:
+        metric: ``set`` (a `SetMetric`) or ``sample`` (a `SampleMetric`).
+        scores: the numbers it reports.
+        output: the encoder output it reads; encoders without it are not asked.
+        text: it needs text features, so only encoders with a text side are asked.
+
+    The other attributes are those of `ModelSpec`.
+    """
+
+    name: str
+    summary: str
+    load: str | type[SetMetric] | type[SampleMetric]
+    metric: Literal["set", "sample"]
+    scores: tuple[ScoreSpec, ...]
+    output: str = "features"
+    text: bool = False
+    parameters: type[Parameters] = Parameters
+    version: str = "1"
+    licence: str = "not stated"
+    references: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    kind: ClassVar[str] = "metric"
+
+
+# --- splits ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSource:
+    """Where the tables and images of a split lie.
+
+    Attributes:
+        test: CSV whose prompts are answered and whose images are the real side.
+        train: CSV of the training side, if there is one.
+        images_root: the folder that the image paths of the CSV start from; None means that there
+            are no real images, and only metrics that need none can be taken.
+        columns: our name (``id, prompt, path, labels, patient, view``) to the CSV's column name,
+            where it differs from the published schema.
+        materialise: called with a CSV and ids of its rows just before their images are read; a
+            procedural split draws the missing ones then.
+    """
+
+    test: Path
+    train: Path | None = None
+    images_root: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    materialise: Callable[[Path, Sequence[str]], None] | None = None
+
+
+class Split(ABC):
+    """Names the files of a split."""
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    @abstractmethod
+    def source(self) -> SplitSource:
+        """Cheap. Raise `UserError` when a file is missing, saying how to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec:
+    """Describes a split.
+
+    Attributes:
+        credentialed: its prompts and images are patients' data: they reach no log, page or
+            export unless the user says ``--include-credentialed`` for that command.
+
+    The other attributes are those of `ModelSpec`.
+    """
+
+    name: str
+    summary: str
+    load: str | type[Split]
+    parameters: type[Parameters] = Parameters
+    credentialed: bool = False
+    licence: str = "not stated"
+    references: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    kind: ClassVar[str] = "split"
+
+
+Spec = ModelSpec | EncoderSpec | MetricSpec | SplitSpec

@@ -1,0 +1,1 @@
+"""Suites, preflight, and the order of the stages: what one command does."""

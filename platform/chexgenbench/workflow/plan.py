@@ -1,0 +1,410 @@
+"""Everything that is decided and checked before anything expensive happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
+from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
+from chexgenbench.generation import Generation, make_requests, plan_generation
+from chexgenbench.home import Home
+from chexgenbench.registry import Plugin, Registry, load_registry
+from chexgenbench.scoring import MetricPlan
+from chexgenbench.splits.prompts import PromptTable, read_prompts
+from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSpec
+from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says beyond the suite: where to work, and on what.
+
+    Attributes:
+        changes: fields of the suite that the command line sets.
+        settings: ``--set`` values.
+        images_root: overrides the split's.
+        columns: overrides the split's column names.
+        encode_batch_size: images a call of an encoder.
+        new: makes a new generation and run although equal ones are finished.
+    """
+
+    home: Home
+    suite: str = "demo"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    plugins: tuple[Path, ...] = ()
+    settings: tuple[str, ...] = ()
+    images_root: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    encode_batch_size: int = 32
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    extra_info: str = ""
+    new: bool = False
+    include_credentialed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked plan: plugins found, parameters parsed, tables read, weights hashed."""
+
+    options: Options
+    suite: Suite
+    registry: Registry
+    split: Plugin[SplitSpec]
+    prompts: PromptTable
+    training: PromptTable | None
+    encoders: Sequence[EncoderPlan]
+    metrics: Sequence[MetricPlan]
+    device: str
+
+    @cached_property
+    def hashes(self) -> HashCache:
+        return HashCache(self.options.home.cache / "hashes.sqlite")
+
+    @property
+    def text_encoders(self) -> frozenset[str]:
+        """The encoders whose text side some metric needs."""
+        return frozenset(
+            name for metric in self.metrics if metric.plugin.spec.text for name in metric.encoders
+        )
+
+
+def load_plugins(options: Options) -> Registry:
+    """All plugins: built in, installed, in the user's folder, and named on the command line."""
+    import platformdirs
+
+    folder = Path(platformdirs.user_config_dir("chexgenbench", appauthor=False)) / "plugins"
+    return load_registry(options.plugins, folder)
+
+
+def make_plan(options: Options, *, models: bool = True) -> Plan:
+    """Reads and checks all that a run needs, models aside (see `plan_models`).
+
+    Args:
+        models: whether the suite's models are looked up; scoring a user's own images needs none.
+
+    Raises:
+        UserError: anything that the user can mend, before anything expensive.
+    """
+    registry = load_plugins(options)
+    suite = read_suite(options.suite, options.home, options.changes)
+    split = registry.find("splits", suite.split)
+    chosen: dict[str, Plugin[Any]] = {suite.split: split}
+    if models:
+        chosen |= {name: registry.find("models", name) for name in suite.models}
+    chosen |= {name: registry.find("encoders", name) for name in suite.encoders}
+    metric_encoders = _metric_encoders(suite, registry)
+    chosen |= {name: registry.find("metrics", name) for name in metric_encoders}
+    values = _parameters(options, suite, chosen)
+
+    check_folders(options.home)
+    device = resolve_device(options.device)
+    context = Context(device=device, home=options.home.root, cache=options.home.cache)
+    prompts, training = _read_split(options, suite, split, values[suite.split], context)
+
+    hashes = HashCache(options.home.cache / "hashes.sqlite")
+    encoders = [
+        _plan_encoder(registry.encoders[name], values[name], context, options.home, hashes)
+        for name in suite.encoders
+    ]
+    metrics = [
+        MetricPlan(
+            plugin=registry.metrics[name],
+            parameters=registry.metrics[name].parse(values[name]),
+            encoders=tuple(used),
+        )
+        for name, used in metric_encoders.items()
+    ]
+    for metric in metrics:
+        metric.plugin.load()
+    return Plan(
+        options=options,
+        suite=suite,
+        registry=registry,
+        split=split,
+        prompts=prompts,
+        training=training,
+        encoders=encoders,
+        metrics=metrics,
+        device=device,
+    )
+
+
+def plan_models(plan: Plan) -> list[Generation]:
+    """The generation of each model of the suite: parameters parsed, weights there and hashed.
+
+    Raises:
+        UserError: a parameter or a weight file that is wrong or missing; all models' faults at
+            once.
+    """
+    suite, options = plan.suite, plan.options
+    chosen = {name: plan.registry.models[name] for name in suite.models}
+    values = _parameters(
+        options,
+        suite,
+        chosen | {suite.split: plan.split} | _others(plan),
+    )
+    generations: list[Generation] = []
+    faults: list[UserError] = []
+    for name, plugin in chosen.items():
+        try:
+            generations.append(_plan_model(plan, plugin, values[name]))
+        except UserError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise UserError(
+            "\n".join(error.message for error in faults),
+            hint="\n".join(error.hint for error in faults if error.hint) or None,
+        )
+    _check_disk(options.home, generations)
+    return generations
+
+
+def _others(plan: Plan) -> dict[str, Plugin[Any]]:
+    others: dict[str, Plugin[Any]] = {item.name: item.plugin for item in plan.encoders}
+    return others | {item.plugin.name: item.plugin for item in plan.metrics}
+
+
+def _plan_model(
+    plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
+) -> Generation:
+    suite, options = plan.suite, plan.options
+    parameters = plugin.parse(values)
+    context = Context(
+        device=plan.device,
+        dtype=resolve_dtype(options.dtype, plan.device),
+        home=options.home.root,
+        cache=options.home.cache,
+        training=plan.training,
+    )
+    requests = make_requests(plan.prompts, seed=suite.seed, repeats=suite.repeats, size=None)
+    return plan_generation(
+        plugin,
+        parameters,
+        context,
+        requests,
+        batch_size=suite.batch_size,
+        exact=suite.exact,
+        root=options.home.generations,
+        weights=hash_weights(plugin, parameters, context, plan.hashes),
+        nonce=os.urandom(8).hex() if options.new else None,
+    )
+
+
+def hash_weights(
+    plugin: Plugin[Any], parameters: Any, context: Context, hashes: HashCache
+) -> dict[str, str]:
+    """Name (relative to the folder that all have in common) to SHA-256 of each weight file."""
+    paths = [Path(path).resolve() for path in plugin.load().weights(parameters, context)]
+    if not paths:
+        return {}
+    base = Path(os.path.commonpath([path.parent for path in paths]))
+    result: dict[str, str] = {}
+    for path, value in zip(paths, hashes.sha256(paths), strict=True):
+        if value is None:
+            raise UserError(f"The weights of {plugin.name!r} cannot be read: {path}.")
+        result[path.relative_to(base).as_posix()] = value
+    return dict(sorted(result.items()))
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` to the first GPU or the CPU; anything else is checked.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"The device {device!r} is not there: {str(error).splitlines()[0]}",
+            hint="Use --device cpu, or auto.",
+        ) from error
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """``auto`` to half precision on a GPU and single on a CPU, where half is slower."""
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if dtype == "auto":
+        return "float32" if device.startswith("cpu") else "float16"
+    return dtype
+
+
+def check_folders(home: Home) -> None:
+    """Each folder that results go to can be written.
+
+    Raises:
+        UserError: one cannot.
+    """
+    for folder in (home.results, home.runs, home.cache):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"The folder {folder} cannot be written: {error.strerror or error}.",
+                hint="Mend its permissions, or work elsewhere: --home FOLDER "
+                "(the cache: CHEXGENBENCH_CACHE).",
+            ) from error
+
+
+def _check_disk(home: Home, generations: Sequence[Generation]) -> None:
+    needed = sum(estimate_bytes(item) for item in generations)
+    free = shutil.disk_usage(home.runs).free
+    if needed > free:
+        raise UserError(
+            f"The disk of {home.runs} has {free / 1e9:.1f} GB free and the images need up to "
+            f"{needed / 1e9:.1f} GB.",
+            hint="Free some, or work elsewhere: --home FOLDER.",
+        )
+
+
+def estimate_bytes(generation: Generation) -> int:
+    """An upper bound of what the missing images will take: three bytes a pixel, uncompressed."""
+    size = generation.plugin.spec.image_size or 512
+    return (len(generation.requests) - generation.made()) * 3 * size * size
+
+
+def _metric_encoders(suite: Suite, registry: Registry) -> dict[str, list[str]]:
+    """Metric to the encoders it is taken on.
+
+    Raises:
+        UserError: an unknown name, or a metric that no chosen encoder can serve.
+    """
+    result: dict[str, list[str]] = {}
+    for entry in suite.metrics:
+        name, at, wanted = entry.partition("@")
+        spec = registry.find("metrics", name).spec
+        if at and wanted not in suite.encoders:
+            raise unknown_name(f"chosen encoder (in {entry!r})", wanted, suite.encoders)
+        fitting = [
+            encoder
+            for encoder in ([wanted] if at else suite.encoders)
+            if spec.output in registry.find("encoders", encoder).spec.outputs
+            and (registry.encoders[encoder].spec.text or not spec.text)
+        ]
+        if not fitting and at:
+            need = "a text side" if spec.text else f"the output {spec.output!r}"
+            raise UserError(f"The metric {name!r} needs {need}, which {wanted!r} has not.")
+        known = result.setdefault(name, [])
+        known.extend(encoder for encoder in fitting if encoder not in known)
+    unserved = [name for name, encoders in result.items() if not encoders]
+    if unserved:
+        spec = registry.metrics[unserved[0]].spec
+        need = "an encoder with a text side" if spec.text else f"an encoder with {spec.output!r}"
+        raise UserError(
+            f"The metric {unserved[0]!r} needs {need}; {', '.join(suite.encoders)} cannot serve.",
+            hint="Choose another encoder with --encoder, or leave the metric out.",
+        )
+    return result
+
+
+def _parameters(
+    options: Options, suite: Suite, chosen: Mapping[str, Plugin[Any]]
+) -> dict[str, dict[str, Any]]:
+    """Plugin name to parameter values, of the suite and then of ``--set``."""
+    models = {name for name in suite.models}
+    kinds = {name: plugin.spec.kind for name, plugin in chosen.items()}
+    has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in chosen.items()}
+    values: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+    for name, given in suite.parameters.items():
+        if name in values:
+            values[name] |= given
+        elif name not in models:
+            raise unknown_name("chosen plugin (in the suite's parameters)", name, chosen)
+    for name, given in parse_settings(list(options.settings), kinds, has).items():
+        values[name] |= given
+    for name, plugin in chosen.items():
+        plugin.parse(values[name])
+    return values
+
+
+def _plan_encoder(
+    plugin: Plugin[EncoderSpec],
+    values: Mapping[str, Any],
+    context: Context,
+    home: Home,
+    hashes: HashCache,
+) -> EncoderPlan:
+    parameters = plugin.parse(values)
+    return plan_encoder(
+        plugin,
+        parameters,
+        context,
+        root=home.features,
+        weights=hash_weights(plugin, parameters, context, hashes),
+    )
+
+
+def _read_split(
+    options: Options,
+    suite: Suite,
+    split: Plugin[SplitSpec],
+    values: Mapping[str, Any],
+    context: Context,
+) -> tuple[PromptTable, PromptTable | None]:
+    instance = split.create(split.parse(values), context)
+    assert isinstance(instance, Split)  # Plugin.load has checked the class
+    source = instance.source()
+    root = options.images_root or source.images_root
+    if root is not None and options.images_root is not None and not root.is_dir():
+        raise UserError(f"--images-root {root} is not a folder.")
+    columns = {**source.columns, **options.columns}
+
+    def read(path: Path, materialise: Callable[[Path, Sequence[str]], None] | None) -> PromptTable:
+        return read_prompts(
+            path,
+            name=split.name,
+            images_root=root,
+            columns=columns,
+            uncertain=suite.uncertain,
+            credentialed=split.spec.credentialed,
+            materialise=materialise,
+        )
+
+    prompts = read(source.test, source.materialise)
+    if suite.limit is not None:
+        prompts = prompts.limit(suite.limit)
+    training = read(source.train, source.materialise) if source.train else None
+    return prompts, training
+
+
+def with_suite(plan: Plan, **changes: Any) -> Plan:
+    """The same plan under a suite with other fields."""
+    return dataclasses.replace(plan, suite=plan.suite.model_copy(update=changes))
+
+
+__all__ = [
+    "ChexGenBenchError",
+    "Options",
+    "Plan",
+    "check_folders",
+    "estimate_bytes",
+    "hash_weights",
+    "load_plugins",
+    "make_plan",
+    "plan_models",
+    "resolve_device",
+    "resolve_dtype",
+    "with_suite",
+]

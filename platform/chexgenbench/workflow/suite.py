@@ -1,0 +1,138 @@
+"""Suites: a named choice of split, models, encoders, metrics and protocol, in a TOML file."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chexgenbench.errors import UserError, unknown_name
+from chexgenbench.home import Home
+from chexgenbench.registry import BUILT_IN
+
+Scalar = str | int | float | bool
+
+
+class Suite(BaseModel):
+    """What to run and how; every field can be set in the file or on the command line.
+
+    Attributes:
+        metrics: metric names; ``metric@encoder`` takes it on that encoder alone.
+        parameters: plugin name to parameter values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str = ""
+    split: str
+    models: tuple[str, ...] = Field(min_length=1)
+    encoders: tuple[str, ...] = Field(min_length=1)
+    metrics: tuple[str, ...] = Field(min_length=1)
+    protocol: Literal["standard"] = "standard"
+    uncertain: Literal["keep", "positive", "negative"] = "keep"
+    seed: int = Field(0, ge=0, lt=2**63)
+    repeats: int = Field(1, ge=1, le=1000)
+    limit: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=4096)
+    exact: bool = False
+    parameters: Mapping[str, Mapping[str, Any]] = {}
+
+
+def suite_folders(home: Home) -> list[Path]:
+    """Where suites are looked for: the project's ``suites`` folder, then those that ship."""
+    shipped = [Path(base) / "suites" for base in importlib.import_module(BUILT_IN).__path__]
+    return [home.root / "suites", *shipped]
+
+
+def list_suites(home: Home) -> dict[str, Path]:
+    """Name to file; a file of the project stands before a shipped one of its name."""
+    found: dict[str, Path] = {}
+    for folder in suite_folders(home):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def read_suite(name: str, home: Home, changes: Mapping[str, Any]) -> Suite:
+    """A suite by name, or by the path of a TOML file.
+
+    Args:
+        changes: fields that the command line sets; None means not set.
+
+    Raises:
+        UserError: no such suite, a broken file, an unknown field or a value that does not fit.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = list_suites(home)
+        if name not in known:
+            raise unknown_name("suite", name, known)
+        path = known[name]
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError as error:
+        raise UserError(f"The suite file {path} does not exist.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"The suite file {path} is not valid TOML: {error}.") from error
+    values = {"name": path.stem} | values
+    values |= {field: value for field, value in changes.items() if value is not None}
+    for field in values:
+        if field not in Suite.model_fields:
+            raise unknown_name(f"field of a suite ({path})", field, Suite.model_fields)
+    try:
+        return Suite.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise UserError(f"The suite {name!r} ({path}) does not fit: {faults}.") from error
+
+
+def parse_settings(
+    settings: list[str], names: Mapping[str, str], has: Mapping[str, set[str]]
+) -> dict[str, dict[str, Scalar]]:
+    """``--set`` values to plugin name and parameter.
+
+    Args:
+        settings: ``parameter=value`` for every chosen model that has it, or
+            ``plugin.parameter=value`` for one chosen plugin of any kind.
+        names: the chosen plugins' names to their kinds.
+        has: the chosen plugins' names to the names of their parameters.
+
+    Raises:
+        UserError: not of that form, or nothing chosen has such a parameter.
+
+    >>> parse_settings(["steps=5"], {"sana": "model"}, {"sana": {"steps"}})
+    {'sana': {'steps': '5'}}
+    """
+    result: dict[str, dict[str, Scalar]] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"--set {setting!r} is not of the form name=value.", hint="Example: --set steps=20"
+            )
+        # Plugin names may hold dots, so the longest chosen name that fits is taken.
+        owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+        if owner is not None:
+            parameter = key[len(owner) + 1 :]
+            targets = [owner]
+        else:
+            parameter = key
+            targets = [name for name in _models(names) if key in has[name]]
+            if not targets:
+                known = sorted({item for name in _models(names) for item in has[name]})
+                raise unknown_name("parameter of the chosen models", parameter, known)
+        for target in targets:
+            result.setdefault(target, {})[parameter] = value
+    return result
+
+
+def _models(names: Mapping[str, str]) -> Iterator[str]:
+    return (name for name, kind in names.items() if kind == "model")

@@ -1,0 +1,85 @@
+"""Precision, recall, density and coverage by nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import Field
+
+from chexgenbench import (
+    MetricSpec,
+    NotApplicable,
+    Parameters,
+    Sample,
+    ScoreSpec,
+    SetMetric,
+    hookimpl,
+)
+from chexgenbench.statistics.estimate import Estimate
+
+
+class NeighbourParameters(Parameters):
+    k: int = Field(5, ge=1, description="Neighbours that span the ball around an image.")
+
+
+class Neighbours(SetMetric):
+    parameters: NeighbourParameters
+
+    def score(self, real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+        from chexgenbench.statistics import precision_recall_density_coverage
+
+        k = self.parameters.k
+        if min(len(real), len(fake)) <= k:
+            raise NotApplicable(
+                f"needs more than k = {k} images a side, has {len(real)} and {len(fake)}"
+            )
+        return precision_recall_density_coverage(
+            real.features,
+            fake.features,
+            k=k,
+            pairs=fake.answers(real),
+            groups_real=real.patients,
+            groups_fake=fake.patients,
+        )
+
+
+@hookimpl
+def chexgenbench_metrics() -> Iterator[MetricSpec]:
+    yield MetricSpec(
+        name="prdc",
+        summary="Precision, recall, density and coverage of generated images",
+        load=Neighbours,
+        metric="set",
+        scores=(
+            ScoreSpec(
+                name="precision",
+                higher_is_better=True,
+                lowest=0.0,
+                highest=1.0,
+                summary="share of generated images that lie near a real one",
+            ),
+            ScoreSpec(
+                name="recall",
+                higher_is_better=True,
+                lowest=0.0,
+                highest=1.0,
+                summary="share of real images that lie near a generated one",
+            ),
+            ScoreSpec(
+                name="density",
+                higher_is_better=True,
+                lowest=0.0,
+                summary="real balls that hold a generated image, over k",
+            ),
+            ScoreSpec(
+                name="coverage",
+                higher_is_better=True,
+                lowest=0.0,
+                highest=1.0,
+                summary="share of real balls that hold a generated image",
+            ),
+        ),
+        parameters=NeighbourParameters,
+        references=("https://arxiv.org/abs/1904.06991", "https://arxiv.org/abs/2002.09797"),
+        licence="Apache-2.0",
+    )

@@ -1,0 +1,24 @@
+"""A procedural chest phantom: radiograph-like images with matching report text, drawn from seeds.
+
+Everything here is numpy and the standard library; `clip` alone needs torch, inside its functions.
+"""
+
+from .anatomy import Anatomy, draw_anatomy
+from .findings import FINDINGS, Finding, Labels, Study, labels_of
+from .render import render
+from .report import Parsed, compose, parse, vocabulary
+
+__all__ = [
+    "FINDINGS",
+    "Anatomy",
+    "Finding",
+    "Labels",
+    "Parsed",
+    "Study",
+    "compose",
+    "draw_anatomy",
+    "labels_of",
+    "parse",
+    "render",
+    "vocabulary",
+]
