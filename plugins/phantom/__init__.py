@@ -7,6 +7,7 @@ from .anatomy import Anatomy, draw_anatomy
 from .findings import FINDINGS, Finding, Labels, Study, labels_of
 from .render import render
 from .report import Parsed, compose, parse, vocabulary
+from .split import oracle_image, render_images, render_row
 
 __all__ = [
     "FINDINGS",
@@ -18,7 +19,10 @@ __all__ = [
     "compose",
     "draw_anatomy",
     "labels_of",
+    "oracle_image",
     "parse",
     "render",
+    "render_images",
+    "render_row",
     "vocabulary",
 ]

@@ -6,6 +6,7 @@ Coordinates run from -1 to 1 over the image, so that a drawing looks the same at
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,5 +105,5 @@ def curve(*points: tuple[float, float], count: int = 24) -> Array:
     t = np.linspace(0.0, 1.0, count, dtype=np.float32)[:, None]
     stack = [np.asarray(p, dtype=np.float32)[None, :] for p in points]
     while len(stack) > 1:
-        stack = [(1 - t) * a + t * b for a, b in zip(stack, stack[1:], strict=False)]
+        stack = [(1 - t) * a + t * b for a, b in pairwise(stack)]
     return np.broadcast_to(stack[0], (count, 2)).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .canvas import Array, Strokes, band, blur, curve, smooth_noise, step
+from .canvas import Array, Strokes, curve, smooth_noise, step
 from .findings import Finding
 from .scene import STRENGTH, Scene, certainty, on_side
 
@@ -141,7 +141,9 @@ def _lesion(s: Scene, image: Array, rng: np.random.Generator) -> None:
     edge = 0.07 + 0.05 * strength
     wavy = 1 + (0.03 + 0.05 * strength) * smooth_noise(rng, s.size, 20)
     r = np.hypot(s.x - x0, s.y - y0) / radius * wavy
-    _veil(s, image, step(1 - r, edge) * (0.82 + 0.1 * strength) * s.lung(f.side) * certainty(f), 0.72)
+    _veil(
+        s, image, step(1 - r, edge) * (0.82 + 0.1 * strength) * s.lung(f.side) * certainty(f), 0.72
+    )
 
 
 def draw_pleural(s: Scene, image: Array, rng: np.random.Generator) -> None:
@@ -222,9 +224,13 @@ def draw_devices(s: Scene, image: Array, rng: np.random.Generator) -> None:
         px, py = 0.56 + jitter, a.clavicle_y + 0.16 + jitter
         box = ((s.x - px) / 0.105) ** 4 + ((s.y - py) / 0.085) ** 4
         image += step(1 - box, 0.06) * np.clip(0.90 - image, 0, None) * sure
-        lead = curve((px - 0.06, py - 0.07), (0.30, -0.72), (-0.12, -0.62), (-0.10, -0.2), (-0.13, 0.12))
+        lead = curve(
+            (px - 0.06, py - 0.07), (0.30, -0.72), (-0.12, -0.62), (-0.10, -0.2), (-0.13, 0.12)
+        )
         fine.add(lead, 1.2)
         apex = (0.42 * a.heart_ratio / 0.455 - 0.12, a.heart_y + 0.17)
-        fine.add(curve((px - 0.06, py - 0.05), (0.28, -0.70), (-0.14, -0.58), (-0.12, 0.24), apex), 1.2)
+        fine.add(
+            curve((px - 0.06, py - 0.05), (0.28, -0.70), (-0.14, -0.58), (-0.12, 0.24), apex), 1.2
+        )
     lines = np.minimum(fine.draw() + wide.draw(), 1.25)
     image += 0.34 * sure * lines

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anatomy import Anatomy
-from .canvas import Array, Strokes, band, blur, curve, smooth_noise, step
+from .canvas import Array, Strokes, band, blur, curve, step
 from .findings import Study, View, generator
 from .pathology import draw_devices, draw_in_lung, draw_pleural
 from .scene import Scene, build_scene

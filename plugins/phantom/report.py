@@ -10,7 +10,6 @@ from functools import lru_cache
 import numpy as np
 
 from .findings import (
-    FINDINGS,
     Finding,
     Labels,
     Severity,
@@ -178,7 +177,13 @@ _DENIALS: dict[str, tuple[str, ...]] = {
     "the cardiomediastinal silhouette is normal.": ("Cardiomegaly", "Enlarged Cardiomediastinum"),
     "bony structures are intact.": ("Fracture",),
 }
-_NO = ("No {n}.", "There is no {n}.", "No evidence of {n}.", "{n} is not seen.", "Negative for {n}.")
+_NO = (
+    "No {n}.",
+    "There is no {n}.",
+    "No evidence of {n}.",
+    "{n} is not seen.",
+    "Negative for {n}.",
+)
 _VIEWS: dict[View, tuple[str, ...]] = {
     "PA": ("PA view of the chest.", "Upright PA chest radiograph."),
     "AP": ("Portable AP chest radiograph.", "AP view of the chest.", "Bedside AP film."),
@@ -450,6 +455,3 @@ def _as_zone(text: str) -> Zone:
 def same_findings(one: Study, other: Study) -> bool:
     """Whether two studies show and deny the same things, whatever their views."""
     return replace(one, view=None) == replace(other, view=None)
-
-
-assert set(GRAMMAR) == set(FINDINGS) - {"No Finding"}

@@ -99,7 +99,9 @@ def build_scene(
     wide = study.get("Enlarged Cardiomediastinum")
     extra = 0.0 if wide is None else (0.065 + 0.075 * STRENGTH[wide.severity]) * certainty(wide)
     half = a.mediastinum * (1.12 if view == "AP" else 1.0) + extra
-    medial = half + 0.02 * (1 - np.clip(height, 0, 1)) + 0.12 * np.exp(-np.clip(height, 0, 2) / 0.05)
+    medial = (
+        half + 0.02 * (1 - np.clip(height, 0, 1)) + 0.12 * np.exp(-np.clip(height, 0, 2) / 0.05)
+    )
 
     shrink = study.get("Atelectasis")
     lift = {"left": 0.0, "right": 0.0}
@@ -152,13 +154,36 @@ def build_scene(
         aerated = aerated - space * (1 - kept)
         line = band(rim, 0.020) * space * (0.55 + 0.45 * sure)
     return Scene(
-        anatomy=a, study=study, view=view, size=size, x=x, y=y, height=height.astype(np.float32),
-        lateral=lateral, medial=medial, dome_right=dome_right, dome_left=dome_left,
-        chest_right=chest_right, chest_left=chest_left, lung_right=lung_right, lung_left=lung_left,
-        aerated=aerated, heart=heart, heart_radius=radius, mediastinum=middle,
-        noise_low=smooth_noise(rng, size, 4), pleural_line=line, left_dome_y=left_dome_y,
-        right_dome_y=right_dome_y, base_y=base_y, trachea_x=a.spine_bend * 0.5, carina_y=a.apex_y + 0.52,
-        hilum_x=half + 0.05, hilum_y=a.apex_y + 0.70,
-        scapula_x=0.60 if view == "AP" else 0.76, fracture_x=fracture_x,
-        crack=np.zeros_like(x), callus=np.zeros_like(x),
+        anatomy=a,
+        study=study,
+        view=view,
+        size=size,
+        x=x,
+        y=y,
+        height=height.astype(np.float32),
+        lateral=lateral,
+        medial=medial,
+        dome_right=dome_right,
+        dome_left=dome_left,
+        chest_right=chest_right,
+        chest_left=chest_left,
+        lung_right=lung_right,
+        lung_left=lung_left,
+        aerated=aerated,
+        heart=heart,
+        heart_radius=radius,
+        mediastinum=middle,
+        noise_low=smooth_noise(rng, size, 4),
+        pleural_line=line,
+        left_dome_y=left_dome_y,
+        right_dome_y=right_dome_y,
+        base_y=base_y,
+        trachea_x=a.spine_bend * 0.5,
+        carina_y=a.apex_y + 0.52,
+        hilum_x=half + 0.05,
+        hilum_y=a.apex_y + 0.70,
+        scapula_x=0.60 if view == "AP" else 0.76,
+        fracture_x=fracture_x,
+        crack=np.zeros_like(x),
+        callus=np.zeros_like(x),
     )

@@ -202,7 +202,9 @@ def oracle_image(
         study = parsed.study
     else:
         study = reconcile(parsed.study, labels, generator("oracle details", seed))
-    return render(draw_anatomy(seed_of("oracle patient", seed)), study, seed_of("oracle", seed), size)
+    return render(
+        draw_anatomy(seed_of("oracle patient", seed)), study, seed_of("oracle", seed), size
+    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def _write_rows(job: tuple[list[Row], Path, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
         Image.fromarray(render_row(row, size)).save(aside, format="PNG")
-        os.replace(aside, path)
+        aside.replace(path)
 
 
 def _good(path: Path, size: int) -> bool:

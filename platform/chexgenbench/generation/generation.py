@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chexgenbench.files import atomic_path, digest, write_json
-from chexgenbench.jobs.generate import ManifestRow, generate
+from chexgenbench.jobs.generate import ManifestRow, generate, read_manifest
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Model, ModelSpec, Parameters, Request
 
@@ -36,10 +36,13 @@ class Generation:
 
     def made(self) -> int:
         """How many of the images are there."""
-        from chexgenbench.jobs.generate import read_manifest
-
         rows = read_manifest(self.folder)
         return sum(request.id in rows for request in self.requests)
+
+    def seconds_an_image(self) -> float | None:
+        """The mean of the images made so far; None before the first."""
+        seconds = [row.seconds for row in read_manifest(self.folder).values()]
+        return sum(seconds) / len(seconds) if seconds else None
 
     def run(
         self,

@@ -1,74 +1,278 @@
+"""Frechet distance of two Gaussians fitted to features (FID), without a matrix square root.
+
+With covariances S1 = F1' F1 and S2 = F2' F2, the trace of (S1 S2)^(1/2) is the sum of the
+singular values s of M = F1 F2' = U diag(s) V'. At d = 2048 that is twelve times faster than
+scipy's ``sqrtm``, it cannot have an imaginary part, and for n < d, where F1 is the centred data
+itself, M is only [n, m].
+
+The same decomposition gives a frame in which both covariances are diag(s): rows
+x~ = diag(s)^(-1/2) V' F2 (x - mean) and y~ = diag(s)^(-1/2) U' F1 (y - mean). There the first and
+second derivatives of the distance are short:
+
+    first:   2 (m1 - m2)'(x - m1) + |x - m1|^2 - |x~|^2 for a real row, alike for a generated one
+    second:  sum_kl (dS1 - dS2)_kl^2 / (s_k + s_l) + 2 |dm1 - dm2|^2
+
+(the second is the Bures metric: Bhatia, Jain and Lim 2019, "On the Bures-Wasserstein distance
+between positive definite matrices").
+"""
+
 from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from chexgenbench.statistics.arrays import FloatArray, two_sides
-from chexgenbench.statistics.sampling import *
-from chexgenbench.statistics.sampling import estimate, units_of
+from chexgenbench.statistics.estimate import Estimate
+from chexgenbench.statistics.sampling import (
+    Groups,
+    Influence,
+    Pairs,
+    Units,
+    estimate,
+    units_of,
+    withheld,
+)
 
-def _factor(c, ):
-    n, d = c.shape
-    if n <= d:
-        return c/np.sqrt(n-1)
-    s = c.T@c/(n-1)
+__all__ = ["frechet_distance", "frechet_distance_infinite"]
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+_PARTITIONS = 4
+"""Random partitions into halves that are averaged by the extrapolation."""
+
+
+def frechet_distance(
+    real: ArrayLike,
+    fake: ArrayLike,
+    *,
+    pairs: Pairs = None,
+    groups_real: Groups = None,
+    groups_fake: Groups = None,
+) -> Estimate:
+    """Squared Frechet (2-Wasserstein) distance of the Gaussians fitted to both sides.
+
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), means and unbiased (n - 1) covariances of
+    the rows: the plug-in estimate, equal to other implementations' value.
+
+    Args:
+        real: Features [n, d], n >= 2, any real dtype (computed in float64).
+        fake: Features [m, d], m >= 2.
+        pairs: True when row i of ``fake`` answers row i of ``real``, or an integer array [m] with
+            the real row that each fake row answers, -1 for none.
+        groups_real: A label a row (patient): rows of one label are not independent.
+        groups_fake: The same for ``fake``; a label known to both sides is the same patient.
+
+    Returns:
+        Estimate in [0, inf). The interval is for the plug-in's own expectation at this n and m:
+        what another draw of the same sizes would give. It is not for the distance between the
+        distributions, from which the plug-in is biased upward by about d / n; that is
+        :func:`frechet_distance_infinite`. Standard error from the influence function in
+        O((n + m) d^2), units summed over both sides, second-order variance corrected (see
+        ``chexgenbench.statistics.sampling``), which also makes it right for equal distributions.
+        Withheld for n <= d or m <= d, where the covariance is singular. For d / n above one half
+        it is up to a quarter too wide (measured by ``benchmarks/coverage.py``).
+
+    Raises:
+        ValueError: NaN or infinity, fewer than 2 rows, different d, or pairs and groups that do
+            not fit.
+
+    Sources: Dowson and Landau 1982, "The Frechet distance between multivariate normal
+    distributions", eq. 4; Heusel et al. 2017 (arXiv 1706.08500), eq. 6.
+
+    >>> import numpy as np
+    >>> rows = np.random.default_rng(0).normal(size=(400, 3))
+    >>> result = frechet_distance(rows, rows + [3.0, 4.0, 0.0])
+    >>> round(result.value, 6)
+    25.0
+    >>> frechet_distance(rows[:3], rows[3:6]).ci_low is None
+    True
+    """
+    x, y = two_sides(real, fake, minimum=2)
+    units = units_of(
+        len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake
+    )
+    fit = _fit(x, y)
+    singular = _singular(x, y)
+    if singular:
+        return withheld(fit.value, singular, warning=singular)
+    return estimate(fit.value, _influence(fit, units), low=0.0)
+
+
+def frechet_distance_infinite(
+    real: ArrayLike,
+    fake: ArrayLike,
+    seed: int = 0,
+    *,
+    pairs: Pairs = None,
+    groups_real: Groups = None,
+    groups_fake: Groups = None,
+) -> Estimate:
+    """Frechet distance between the distributions: the plug-in extrapolated to endless samples.
+
+    The plug-in's bias is proportional to 1 / N (Chong and Forsyth 2020), so the value at N and
+    the mean of the values at N / 2 give the intercept, 2 T(N) - T(N / 2). The halves are the two
+    parts of a partition, drawn by independent unit and averaged over four partitions: every row
+    is used equally, which at d = 64, N = 500 gave a standard deviation a quarter below that of
+    the published regression over 15 random subsets, with the same bias.
+
+    Args:
+        real: Features [n, d], n >= 4, any real dtype.
+        fake: Features [m, d], m >= 4.
+        seed: Chooses the partitions.
+        pairs: As in :func:`frechet_distance`.
+        groups_real: As in :func:`frechet_distance`.
+        groups_fake: As in :func:`frechet_distance`.
+
+    Returns:
+        Estimate, which may be slightly negative for equal distributions. The interval is for the
+        Frechet distance between the two distributions' Gaussians (population means and
+        covariances). Withheld unless n and m are at least 8 d: before that the bias is not yet
+        proportional to 1 / N.
+
+    Raises:
+        ValueError: as :func:`frechet_distance`; and where there are not two units of two rows a
+            side to partition.
+
+    Source: Chong and Forsyth 2020 (arXiv 1911.07023), section 3.
+
+    >>> import numpy as np
+    >>> rows = np.random.default_rng(0).normal(size=(2, 400, 3))
+    >>> plugin = frechet_distance(rows[0], rows[1]).value
+    >>> abs(frechet_distance_infinite(rows[0], rows[1]).value) < plugin
+    True
+    """
+    x, y = two_sides(real, fake, minimum=4)
+    units = units_of(
+        len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake
+    )
+    fit = _fit(x, y)
+    random = np.random.default_rng(seed)
+    halves = [
+        _fit(x[side[units.real]], y[side[units.fake]]).value
+        for _ in range(_PARTITIONS)
+        for side in _partition(units, random)
+    ]
+    value = 2 * fit.value - float(np.mean(halves))
+    warning = _singular(x, y)
+    if warning:
+        return withheld(value, warning, warning=warning)
+    if min(len(x), len(y)) < 8 * x.shape[1]:
+        reason = f"n < 8 d: {min(len(x), len(y))} rows, {x.shape[1]} features"
+        return withheld(value, reason, warning="extrapolated from too few rows (n < 8 d)")
+    influence = _influence(fit, units)
+    # A pair of units counts twice in T(N) and, in half of the partitions, twice in T(N / 2):
+    # on average once, with a variance of 1 / partitions.
+    return estimate(value, influence, extra=influence.second_order() / _PARTITIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """The value, and what its derivatives need; rows are centred on their own side's mean."""
+
+    value: float
+    real: FloatArray
+    fake: FloatArray
+    gap: FloatArray  # mean of real less mean of fake, [d]
+    singular: FloatArray  # s, [r]
+    frame_real: FloatArray  # x~ = frame_real @ x, [r, d]
+    frame_fake: FloatArray
+
+
+def _fit(real: FloatArray, fake: FloatArray) -> _Fit:
+    # The common offset goes first: features of mean 1e6 would lose their digits in the sums.
+    offset = real[0].copy()
+    x, y = real - offset, fake - offset
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    x -= mean_x
+    y -= mean_y
+    gap = mean_x - mean_y
+    left, right = _factor(x), _factor(y)
+    cross = left @ right.T
+    if cross.shape == (x.shape[1], x.shape[1]):
+        # Three times faster at d = 2048 than singular values, equal to 1e-9 of the trace.
+        squares, u = np.linalg.eigh(cross @ cross.T)
+        s = np.sqrt(np.clip(squares, 0.0, None))
+    else:
+        u, s, _ = np.linalg.svd(cross, full_matrices=False)
+    trace = float((x**2).sum()) / (len(x) - 1) + float((y**2).sum()) / (len(y) - 1)
+    value = max(float(gap @ gap) + trace - 2 * float(s.sum()), 0.0)
+    # Directions that one side does not have: their part of the derivatives is zero.
+    kept = s > 1e-7 * s.max(initial=0.0)
+    u, s = u[:, kept], s[kept]
+    root = np.sqrt(s)[:, None]
+    return _Fit(value, x, y, gap, s, (u.T @ cross) @ right / (root * s[:, None]), u.T @ left / root)
+
+
+def _factor(centred: FloatArray) -> FloatArray:
+    """F with F' F the covariance: the rows themselves, its Cholesky factor, or its eigenvectors."""
+    rows, width = centred.shape
+    if rows <= width:
+        return centred / np.sqrt(rows - 1)
+    covariance = centred.T @ centred / (rows - 1)
     try:
-        return np.linalg.cholesky(s).T
-    except np.linalg.LinAlgError:
-        w, q = np.linalg.eigh(s)
-        keep = w > w[-1]*1e-14
-        return (q[:, keep]*np.sqrt(w[keep])).T
+        cholesky: FloatArray = np.linalg.cholesky(covariance)
+        return cholesky.T
+    except np.linalg.LinAlgError:  # rank below d: a constant column, duplicates
+        values, vectors = np.linalg.eigh(covariance)
+        return np.sqrt(np.clip(values, 0.0, None))[:, None] * vectors.T
 
-def parts(real, fake, probes=None, units=None, design=None):
-    off = real.mean(0)
-    x = real-off; y = fake-off
-    mx, my = x.mean(0), y.mean(0)
-    x = x-mx; y = y-my
-    n, d = x.shape; m = len(y)
-    F1, F2 = _factor(x), _factor(y)
-    M = F1@F2.T
-    if M.shape[0]==M.shape[1]==d:
-        lam, u = np.linalg.eigh(M@M.T)
-        s = np.sqrt(np.clip(lam,0,None))
-        keep = s > s[-1]*1e-7
-        s = s[keep]; u=u[:,keep]
-        P2 = (u.T@F1)/np.sqrt(s)[:,None]
-        P1 = ((u.T@M)@F2)/ (s**1.5)[:,None]
-    else:
-        u, s, vt = np.linalg.svd(M, full_matrices=False)
-        keep = s > s[0]*1e-7
-        s=s[keep]; u=u[:,keep]; vt=vt[keep]
-        P1 = (vt@F2)/np.sqrt(s)[:,None]
-        P2 = (u.T@F1)/np.sqrt(s)[:,None]
-    delta = mx-my
-    t1 = (x*x).sum()/(n-1); t2=(y*y).sum()/(m-1)
-    value = delta@delta + t1+t2-2*s.sum()
-    xt = x@P1.T; yt = y@P2.T
-    a = 2*x@delta/n + ((x*x).sum(1)-(xt*xt).sum(1))/(n-1)
-    b = -2*y@delta/m + ((y*y).sum(1)-(yt*yt).sum(1))/(m-1)
-    a -= a.mean(); b-=b.mean()
-    R = probes or int(np.clip(2048//d,2,64))
-    ex, ey = units.signs(R)
-    pa = np.zeros((n,R)); pb=np.zeros((m,R))
-    W = s[:,None]+s[None,:]
-    for r in range(R):
-        e1 = ex[:,r]; e2=ey[:,r]
-        e1=e1-0; 
-        dE = ((xt*e1[:,None]).T@xt - np.diag(s)*e1.sum())/(n-1) - ((yt*e2[:,None]).T@yt-np.diag(s)*e2.sum())/(m-1)
-        me = x.T@e1/n - y.T@e2/m
-        G = dE/W
-        tg = np.trace(G*np.diag(s)) if False else (np.diag(G)*s).sum()
-        pa[:,r] = (((xt@G)*xt).sum(1)-tg)/(n-1) + 2*x@me/n
-        pb[:,r] = -(((yt@G)*yt).sum(1)-tg)/(m-1) - 2*y@me/m
-    # bias
-    bias = 0.0
-    x2 = xt*xt; y2=yt*yt
-    e = (x2.T@x2 - n*np.outer(s,s)*0)/(n-1)**2 + (y2.T@y2)/(m-1)**2
-    e -= np.diag(s*s)*(1/n+1/m)
-    if design=='paired':
-        xy = xt*yt
-        # sum_u (xx'-D)(yy'-D)
-        e -= 2*(xy.T@xy)/(n-1)/(m-1) - 2*np.diag(s*s)/n
-        bm = ((x/n-y/m)**2).sum()
-    else:
-        bm = (x*x).sum()/n**2 + (y*y).sum()/m**2
-    bias = 0.5*(e/W).sum() + bm
-    return value, Influence(units,a,b,pa,pb), bias
+
+def _singular(x: FloatArray, y: FloatArray) -> str | None:
+    rows, width = min(len(x), len(y)), x.shape[1]
+    if rows <= width:
+        return f"n <= d: {rows} rows, {width} features, so the covariance is singular"
+    return None
+
+
+def _influence(fit: _Fit, units: Units) -> Influence:
+    x, y = fit.real, fit.fake
+    n, m = len(x), len(y)
+    x_frame, y_frame = x @ fit.frame_real.T, y @ fit.frame_fake.T
+    first_x = 2 * x @ fit.gap / n + ((x**2).sum(axis=1) - (x_frame**2).sum(axis=1)) / (n - 1)
+    first_y = -2 * y @ fit.gap / m + ((y**2).sum(axis=1) - (y_frame**2).sum(axis=1)) / (m - 1)
+
+    # A probe averages over d^2 directions, so few are needed where d is large.
+    count = int(np.clip(2048 // x.shape[1], 2, 64))
+    probes = units.probes(count)
+    second_x, second_y = np.empty((n, count)), np.empty((m, count))
+    weights = fit.singular[:, None] + fit.singular[None, :]
+    for column in range(count):
+        signs_x, signs_y = probes[units.real, column], probes[units.fake, column]
+        shift = (
+            (x_frame * signs_x[:, None]).T @ x_frame / (n - 1)
+            - (y_frame * signs_y[:, None]).T @ y_frame / (m - 1)
+            - np.diag(fit.singular) * (signs_x.sum() / (n - 1) - signs_y.sum() / (m - 1))
+        )
+        shift /= weights
+        mean_shift = signs_x @ x / n - signs_y @ y / m
+        level = float(np.diag(shift) @ fit.singular)
+        second_x[:, column] = (_quadratic(x_frame, shift) - level) / (n - 1) + 2 * (
+            x @ mean_shift
+        ) / n
+        second_y[:, column] = -(_quadratic(y_frame, shift) - level) / (m - 1) - 2 * (
+            y @ mean_shift
+        ) / m
+    return Influence(units, first_x - first_x.mean(), first_y - first_y.mean(), second_x, second_y)
+
+
+def _quadratic(rows: FloatArray, form: FloatArray) -> FloatArray:
+    values: FloatArray = np.einsum("ij,ij->i", rows @ form, rows)
+    return values
+
+
+def _partition(units: Units, random: np.random.Generator) -> tuple[BoolArray, BoolArray]:
+    """Two masks over the units, each with half of the rows of both sides as near as units allow."""
+    in_real = np.bincount(units.real, minlength=units.count) > 0
+    in_fake = np.bincount(units.fake, minlength=units.count) > 0
+    chosen = np.zeros(units.count, dtype=bool)
+    # Units of both sides, of the real side only, of the fake side only: each halved by itself.
+    for kind in (in_real & in_fake, in_real & ~in_fake, in_fake & ~in_real):
+        members = random.permutation(np.flatnonzero(kind))
+        chosen[members[: (members.size + 1) // 2]] = True
+    for mask in (chosen, ~chosen):
+        if min(mask[units.real].sum(), mask[units.fake].sum()) < 2:
+            raise ValueError("too few independent units to split into halves of 2 rows a side")
+    return chosen, ~chosen

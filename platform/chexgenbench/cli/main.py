@@ -1,0 +1,72 @@
+"""The `chexgenbench` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from chexgenbench import __version__
+from chexgenbench.cli import plugins, results, run, splits
+from chexgenbench.errors import ChexGenBenchError
+
+app = typer.Typer(
+    name="chexgenbench",
+    help="Benchmark text-to-image models for chest radiographs: generate, score, query.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"chexgenbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run")(run.run)
+app.command("generate")(run.generate)
+app.command("evaluate")(run.evaluate)
+app.command("doctor")(run.doctor)
+app.command("query")(results.query)
+app.command("leaderboard")(results.leaderboard)
+app.command("compare")(results.compare)
+app.command("report")(results.report)
+app.add_typer(results.runs, name="runs")
+app.add_typer(results.store, name="store")
+for kind, group in plugins.groups.items():
+    app.add_typer(group, name=kind)
+splits.add_to(plugins.groups["splits"])
+
+
+def main() -> None:
+    """Runs the command; exit code 0, 1 when something failed, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        app()
+    except ChexGenBenchError as error:
+        print(f"Error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where this one was.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`query`, `leaderboard`, `compare`, `report`, `runs`, `store`: what works on the store."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chexgenbench.cli.run import Credentialed, HomeFolder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from chexgenbench.home import Home
+    from chexgenbench.store.store import Store
+
+
+class Format(StrEnum):
+    """How a result is shown."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+runs = typer.Typer(help="The runs in the store.", no_args_is_help=True)
+store = typer.Typer(help="The store itself.", no_args_is_help=True)
+
+FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to show the result.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file. [default: the screen]")]
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One SQL statement; the store is read-only.")],
+    format: FormatOption = Format.table,
+    out: Out = None,
+    home: HomeFolder = None,
+) -> None:
+    """Ask the store in SQL."""
+    _show(_open(home)[1].query(sql), format, out)
+
+
+def leaderboard(
+    metric: Annotated[str | None, typer.Option(help="One score, such as fid. [default: all]")] = None,
+    subset: Annotated[str, typer.Option(help="overall, or a finding.")] = "overall",
+    sort: Annotated[str | None, typer.Option(help="The column, or score, to sort by.")] = None,
+    suite: Annotated[str | None, typer.Option(help="One suite. [default: all]")] = None,
+    format: FormatOption = Format.table,
+    out: Out = None,
+    home: HomeFolder = None,
+) -> None:
+    """The latest finished run of each model."""
+    from chexgenbench.store import questions
+
+    result = questions.leaderboard(
+        _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite
+    )
+    _show(result, format, out)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
+    second: Annotated[str, typer.Argument(help="Another run.")],
+    format: FormatOption = Format.table,
+    out: Out = None,
+    home: HomeFolder = None,
+) -> None:
+    """Two runs, score by score."""
+    from chexgenbench.store import questions
+
+    _show(questions.compare(_open(home)[1], first, second), format, out)
+
+
+def report(
+    run: Annotated[list[str] | None, typer.Argument(help="Runs. [default: the leaderboard's]")] = None,
+    include_credentialed: Credentialed = False,
+    home: HomeFolder = None,
+) -> None:
+    """Write the HTML page again."""
+    from chexgenbench.report.page import write_report
+    from chexgenbench.store import questions
+
+    place, opened = _open(home)
+    if run:
+        chosen = [questions.resolve_run(opened, name) for name in run]
+    else:
+        chosen = opened.query("SELECT DISTINCT run_id FROM leaderboard").column(0).to_pylist()
+    page = write_report(opened, place, chosen, include_credentialed=include_credentialed)
+    print(f"Page: {place.shown(page)}")
+
+
+@runs.command("list")
+def list_(format: FormatOption = Format.table, out: Out = None, home: HomeFolder = None) -> None:
+    """All runs, the newest first."""
+    from chexgenbench.store import questions
+
+    _show(questions.list_runs(_open(home)[1]), format, out)
+
+
+@runs.command("show")
+def show(
+    run: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
+    format: FormatOption = Format.table,
+    out: Out = None,
+    home: HomeFolder = None,
+) -> None:
+    """Everything known of a run."""
+    from chexgenbench.store import questions
+
+    _show(questions.show_run(_open(home)[1], run), format, out)
+
+
+@runs.command("delete")
+def delete(
+    run: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: HomeFolder = None,
+) -> None:
+    """Delete a run's record and its rows in the store; its images stay."""
+    import shutil
+
+    from chexgenbench.store import questions
+
+    place, opened = _open(home)
+    name = questions.resolve_run(opened, run)
+    folder = place.runs / name
+    print(f"This deletes {place.shown(folder)} and the run's rows in the store; images stay.")
+    if not yes:
+        typer.confirm("Delete?", abort=True)
+    # The record first: the store is an index of it and can be made again without this run.
+    shutil.rmtree(folder, ignore_errors=True)
+    opened.delete([name])
+
+
+@store.command("rebuild")
+def rebuild(home: HomeFolder = None) -> None:
+    """Make the store again from the run directories."""
+    place, opened = _open(home)
+    rebuilt = opened.rebuild(place.runs)
+    print(f"{len(rebuilt.run_ids)} runs taken in, {place.shown(place.store)}")
+    for folder, reason in rebuilt.skipped.items():
+        typer.echo(f"Left out: {place.shown(folder)}: {reason}", err=True)
+
+
+def _open(home: Path | None) -> tuple[Home, Store]:
+    from chexgenbench.home import Home
+    from chexgenbench.store.store import Store
+
+    place = Home.find(home)
+    return place, Store(place.store)
+
+
+def _show(table: pa.Table, format: Format, out: Path | None) -> None:
+    from chexgenbench.store.render import render
+
+    text = render(table, format.value, out)
+    if out is not None:
+        return
+    if isinstance(text, bytes):
+        sys.stdout.buffer.write(text)
+    else:
+        print(text.rstrip("\n"))

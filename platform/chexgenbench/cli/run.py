@@ -1,0 +1,319 @@
+"""`run`, `generate`, `evaluate`, `doctor`: what works on images."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from chexgenbench.workflow.plan import Options
+    from chexgenbench.workflow.run import Outcome
+
+
+class OnBadImage(StrEnum):
+    """What an image that cannot be read does."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class Uncertain(StrEnum):
+    """What an uncertain label counts as."""
+
+    keep = "keep"
+    positive = "positive"
+    negative = "negative"
+
+
+SuiteName = Annotated[str, typer.Option("--suite", help="A suite's name, or a TOML file.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="A model; repeat it. [default: suite's]")
+]
+SplitName = Annotated[
+    str | None, typer.Option("--split", help="A split's name, or a CSV file. [default: suite's]")
+]
+Encoders = Annotated[
+    list[str] | None, typer.Option("--encoder", help="An encoder; repeat it. [default: suite's]")
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="A metric, or metric@encoder; repeat it. [default: suite's]"),
+]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A file with a plugin; repeat it.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A parameter, name=value or plugin.name=value; repeat it."),
+]
+ImagesRoot = Annotated[
+    Path | None, typer.Option("--images-root", help="Where the split's image paths start.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="role=NAME for id, prompt, path, labels, patient, view."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first N prompts. [default: all]")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Run seed. [default: suite's, 0]")]
+Repeats = Annotated[
+    int | None, typer.Option("--repeats", min=1, help="Images a prompt. [default: suite's, 1]")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Requests a call. [default: the model's]")
+]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="One request a call: independent of the batch size.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0, ...")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
+EncodeBatch = Annotated[
+    int, typer.Option("--encode-batch-size", min=1, help="Images an encoder's call.")
+]
+BadImage = Annotated[
+    OnBadImage, typer.Option("--on-bad-image", help="Unreadable images: stop, or leave them out.")
+]
+UncertainPolicy = Annotated[
+    Uncertain | None, typer.Option("--uncertain", help="Uncertain labels. [default: suite's, keep]")
+]
+ExtraInfo = Annotated[str, typer.Option("--extra-info", help="A label for the run.")]
+HomeFolder = Annotated[
+    Path | None,
+    typer.Option("--home", help="Project folder. [default: CHEXGENBENCH_HOME, or here]"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+New = Annotated[bool, typer.Option("--new", help="Repeat it although it is finished.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run; make nothing.")]
+Credentialed = Annotated[
+    bool,
+    typer.Option("--include-credentialed", help="Patients' text and images may go to the page."),
+]
+
+
+def run(
+    suite: SuiteName = "demo",
+    model: Models = None,
+    split: SplitName = None,
+    encoder: Encoders = None,
+    metric: Metrics = None,
+    plugin: Plugins = None,
+    set_: Settings = None,
+    images_root: ImagesRoot = None,
+    column: Columns = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    repeats: Repeats = None,
+    batch_size: BatchSize = None,
+    exact: Exact = False,
+    uncertain: UncertainPolicy = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    encode_batch_size: EncodeBatch = 32,
+    on_bad_image: BadImage = OnBadImage.fail,
+    extra_info: ExtraInfo = "",
+    home: HomeFolder = None,
+    new: New = False,
+    dry_run: DryRun = False,
+    include_credentialed: Credentialed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Generate an image for each prompt with each model, score them, store, report."""
+    options = _options(locals())
+    if dry_run:
+        _dry_run(options)
+        return
+    from chexgenbench.progress import Progress
+    from chexgenbench.workflow.run import run_suite
+
+    _finish(options, run_suite(options, Progress(quiet)))
+
+
+def generate(
+    suite: SuiteName = "demo",
+    model: Models = None,
+    split: SplitName = None,
+    plugin: Plugins = None,
+    set_: Settings = None,
+    images_root: ImagesRoot = None,
+    column: Columns = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    repeats: Repeats = None,
+    batch_size: BatchSize = None,
+    exact: Exact = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    home: HomeFolder = None,
+    new: New = False,
+    quiet: Quiet = False,
+) -> None:
+    """Generate the images only; a later `run` scores them without making them again."""
+    options = _options(locals())
+    from chexgenbench.progress import Progress
+    from chexgenbench.workflow.run import run_suite
+
+    outcome = run_suite(options, Progress(quiet), generate_only=True)
+    print(f"{outcome.made} images made, in {options.home.shown(options.home.generations)}")
+    _failures(outcome)
+
+
+def evaluate(
+    images_csv: Annotated[
+        Path, typer.Option(help="Table with the columns prompt and img_savename.")
+    ] = Path("assets/CSV/prompt_INFO.csv"),
+    images_dir: Annotated[Path, typer.Option(help="The folder of the images.")] = Path(
+        "assets/synthetic_images"
+    ),
+    name: Annotated[
+        str | None, typer.Option(help="What to call the model. [default: images:FOLDER]")
+    ] = None,
+    suite: SuiteName = "demo",
+    split: SplitName = None,
+    encoder: Encoders = None,
+    metric: Metrics = None,
+    plugin: Plugins = None,
+    set_: Settings = None,
+    images_root: ImagesRoot = None,
+    column: Columns = None,
+    seed: Seed = None,
+    uncertain: UncertainPolicy = None,
+    device: Device = "auto",
+    encode_batch_size: EncodeBatch = 32,
+    on_bad_image: BadImage = OnBadImage.fail,
+    extra_info: ExtraInfo = "",
+    home: HomeFolder = None,
+    include_credentialed: Credentialed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score your own images, joined to the split by prompt text."""
+    options = _options(locals())
+    from chexgenbench.progress import Progress
+    from chexgenbench.workflow.run import evaluate_images
+
+    _finish(options, evaluate_images(options, images_csv, images_dir, Progress(quiet), name=name))
+
+
+def doctor(
+    suite: SuiteName = "demo",
+    model: Models = None,
+    split: SplitName = None,
+    encoder: Encoders = None,
+    plugin: Plugins = None,
+    set_: Settings = None,
+    images_root: ImagesRoot = None,
+    column: Columns = None,
+    device: Device = "auto",
+    home: HomeFolder = None,
+) -> None:
+    """Check everything that a run needs, without running it."""
+    options = _options(locals())
+    from chexgenbench.workflow.doctor import examine
+
+    faults = 0
+    for check in examine(options):
+        faults += not check.ok
+        print(f"{'ok   ' if check.ok else 'FAULT'} {check.name}: {check.detail}")
+    if faults:
+        raise typer.Exit(2)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from chexgenbench.errors import UserError
+    from chexgenbench.home import Home
+    from chexgenbench.workflow.plan import Options
+
+    columns: dict[str, str] = {}
+    for entry in given.get("column") or []:
+        role, equals, column = entry.partition("=")
+        if not equals or role not in ("id", "prompt", "path", "labels", "patient", "view"):
+            raise UserError(
+                f"--column {entry!r} is not of the form role=NAME.",
+                hint="Roles: id, prompt, path, labels, patient, view.",
+            )
+        columns[role] = column
+    settings = list(given.get("set_") or [])
+    split = given.get("split")
+    if split and split.lower().endswith(".csv"):
+        settings.append(f"csv.test={split}")
+        split = "csv"
+    changes = {
+        "split": split,
+        "models": given.get("model"),
+        "encoders": given.get("encoder"),
+        "metrics": given.get("metric"),
+        "uncertain": given["uncertain"].value if given.get("uncertain") else None,
+        "exact": given.get("exact") or None,
+    } | {name: given.get(name) for name in ("limit", "seed", "repeats", "batch_size")}
+    return Options(
+        home=Home.find(given["home"]),
+        suite=given["suite"],
+        changes=changes,
+        plugins=tuple(given.get("plugin") or ()),
+        settings=tuple(settings),
+        images_root=given.get("images_root"),
+        columns=columns,
+        device=given.get("device", "auto"),
+        dtype=given.get("dtype", "auto"),
+        encode_batch_size=given.get("encode_batch_size", 32),
+        on_bad_image=given["on_bad_image"].value if given.get("on_bad_image") else "fail",
+        extra_info=given.get("extra_info", ""),
+        new=given.get("new", False),
+        include_credentialed=given.get("include_credentialed", False),
+    )
+
+
+def _dry_run(options: Options) -> None:
+    from chexgenbench.workflow.plan import estimate_bytes, make_plan, plan_models
+
+    plan = make_plan(options)
+    generations = plan_models(plan)
+    print(f"suite {plan.suite.name}, split {plan.split.name}: {len(plan.prompts)} prompts")
+    for item in generations:
+        made, total = item.made(), len(item.requests)
+        seconds = item.seconds_an_image()
+        time = "unknown" if seconds is None else f"about {seconds * (total - made):.0f} s"
+        if made == total:
+            time = "nothing to do"
+        print(
+            f"  {item.plugin.name}: {made} of {total} images cached; time {time}, "
+            f"disk at most {estimate_bytes(item) / 1e6:.0f} MB"
+        )
+    print(f"encoders: {', '.join(item.name for item in plan.encoders)}")
+    print(f"metrics: {', '.join(item.plugin.name for item in plan.metrics)}, over 15 subsets")
+
+
+def _finish(options: Options, outcome: Outcome) -> None:
+    from chexgenbench.report.board import board_text, models_of, read_cells
+    from chexgenbench.report.page import write_report
+    from chexgenbench.store.store import Store
+
+    store = Store(options.home.store)
+    runs = [*outcome.runs, *outcome.reused]
+    for note in outcome.notes:
+        print(f"Note: {note}.")
+    if runs:
+        page = write_report(
+            store, options.home, runs, include_credentialed=options.include_credentialed
+        )
+        print(board_text(read_cells(store, runs), models_of(store, runs)))
+        shown = options.home.shown
+        print(f"Store: {shown(options.home.store)}\nPage:  {shown(page)}")
+        print(
+            "Try next:\n"
+            "  chexgenbench leaderboard --metric kid --subset 'Pleural Effusion'\n"
+            '  chexgenbench query "select model, subset, value from by_finding '
+            "where metric = 'alignment' order by value\"\n"
+            "  chexgenbench models list"
+        )
+    _failures(outcome)
+
+
+def _failures(outcome: Outcome) -> None:
+    for name, reason in outcome.failed.items():
+        typer.echo(f"Failed: {name}: {reason}", err=True)
+    if outcome.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What a person looks at when a run ends: the leaderboard as text, and one HTML page."""

@@ -1,0 +1,116 @@
+"""A run on disk: ``run.json`` and four Parquet files, each whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from chexgenbench.errors import UserError
+from chexgenbench.files import atomic_path, read_json, write_json
+from chexgenbench.store.records import RECORD_VERSION, SCHEMAS, RunRecord, conform
+
+RECORD_NAME = "run.json"
+
+
+def write_run(
+    folder: Path, record: RunRecord, tables: Mapping[str, pa.Table | pd.DataFrame]
+) -> None:
+    """Writes the tables and then the record, so that a finished record has all of its tables."""
+    unknown = sorted(set(tables) - set(SCHEMAS))
+    if unknown:
+        raise ValueError(f"a run has no tables named {unknown}")
+    ready = {name: conform(name, table) for name, table in tables.items()}
+    for name, table in ready.items():
+        _check_owner(name, table, record)
+    with _writing(folder):
+        for name, table in ready.items():
+            with atomic_path(folder / f"{name}.parquet") as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+        write_record(folder, record)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Writes ``run.json`` alone, atomically."""
+    with _writing(folder):
+        write_json(folder / RECORD_NAME, record.model_dump(mode="json"))
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run directory; `UserError` when it is missing, broken or too new."""
+    path = folder / RECORD_NAME
+    value = read_json(path)
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > RECORD_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}; this release reads up to {RECORD_VERSION}.",
+            hint="Update chexgenbench, or move the run out of the runs folder.",
+        )
+    try:
+        return RunRecord.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise UserError(
+            f"{path} is not the record of a run: {where}: {first['msg']}.",
+            hint="Delete the directory and run again.",
+        ) from error
+
+
+def read_table(folder: Path, name: str, record: RunRecord) -> pa.Table:
+    """One table of a run; empty where an unfinished run has not written it yet."""
+    path = folder / f"{name}.parquet"
+    if not path.is_file():
+        if record.status == "finished":
+            raise UserError(f"{path} is missing.", hint="Delete the directory and run again.")
+        return SCHEMAS[name].empty_table()
+    try:
+        table = conform(name, pq.read_table(path, partitioning=None))
+        _check_owner(name, table, record)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}.", hint="Delete the directory and run again."
+        ) from error
+    return table
+
+
+def run_folders(runs_folder: Path) -> list[Path]:
+    """The directories right below `runs_folder` that hold a record, by name."""
+    if not runs_folder.is_dir():
+        return []
+    return sorted(path for path in runs_folder.iterdir() if (path / RECORD_NAME).is_file())
+
+
+def finished_runs(runs_folder: Path) -> list[Path]:
+    """The directories of finished runs, by name; a broken one is left out."""
+    finished = []
+    for folder in run_folders(runs_folder):
+        try:
+            record = read_record(folder)
+        except UserError:
+            continue
+        if record.status == "finished":
+            finished.append(folder)
+    return finished
+
+
+def _check_owner(name: str, table: pa.Table, record: RunRecord) -> None:
+    owners = set(table.column("run_id").unique().to_pylist())
+    if owners - {record.run_id}:
+        raise ValueError(f"table {name!r} has rows of runs {owners}, not of {record.run_id!r}")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"The run cannot be written to {folder}: {error.strerror or error}.",
+            hint="Free some disk space, or make the folder writable, and run again.",
+        ) from error

@@ -1,0 +1,427 @@
+"""Tables, views and comments of the store, and the steps from one schema version to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+
+from chexgenbench.errors import UserError
+from chexgenbench.types import FINDINGS
+
+REBUILD = "Run `chexgenbench store rebuild` to make it again from the run directories."
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "published"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its comment, its columns as (name, type, comment), and its key."""
+
+    comment: str
+    columns: tuple[tuple[str, str, str], ...]
+    key: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+
+
+_SCORE = (
+    ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+    ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
+    ("suite", "VARCHAR NOT NULL", "Name of the suite."),
+    ("metric", "VARCHAR NOT NULL", "Name of the score, such as fid."),
+    ("plugin", "VARCHAR NOT NULL", "Metric plugin that gave the score."),
+    ("encoder", "VARCHAR NOT NULL", "Encoder whose features were compared."),
+    ("subset", "VARCHAR NOT NULL", "overall, or one of the findings."),
+    ("value", "DOUBLE", "The score; null unless status is ok."),
+    ("standard_error", "DOUBLE", "Standard error of value, where the metric gives one."),
+    ("ci_low", "DOUBLE", "Lower end of the 95 % interval."),
+    ("ci_high", "DOUBLE", "Upper end of the 95 % interval."),
+    ("n_real", "BIGINT", "Real images used; null for a metric without a real side."),
+    ("n_fake", "BIGINT", "Generated images used."),
+    ("higher_is_better", "BOOLEAN NOT NULL", "Direction of the score."),
+    ("status", "VARCHAR NOT NULL", "ok, skipped or failed."),
+    ("reason", "VARCHAR", "Why there is no value or no interval."),
+    ("warning", "VARCHAR", "What a reader of the value must know."),
+    ("protocol", "VARCHAR NOT NULL", "Protocol of the run."),
+    ("seed", "BIGINT NOT NULL", "Seed of the run."),
+    ("extra_info", "VARCHAR", "The user's label of the run."),
+    ("created_at", "TIMESTAMP", "When the run began (UTC)."),
+)
+
+TABLES: dict[str, Table] = {
+    "schema_info": Table(
+        "Schema versions applied to this file; the largest one holds.",
+        (
+            ("version", "INTEGER NOT NULL", "Schema version."),
+            ("applied_at", "TIMESTAMP NOT NULL", "When it was applied (UTC)."),
+        ),
+        ("version",),
+    ),
+    "runs": Table(
+        "One model under one suite.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "Identity of the run; its directory has this name."),
+            ("suite", "VARCHAR NOT NULL", "Name of the suite."),
+            ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
+            ("model_id", "VARCHAR NOT NULL", "Model with its parameters and weights, in models."),
+            ("split", "VARCHAR NOT NULL", "Name of the split."),
+            ("protocol", "VARCHAR NOT NULL", "Protocol, such as current or legacy."),
+            ("seed", "BIGINT NOT NULL", "Seed that all image seeds are hashed from."),
+            ("status", "VARCHAR NOT NULL", "running, finished or failed."),
+            ("reason", "VARCHAR", "Why the run failed."),
+            ("generation_id", "VARCHAR", "Images that the run scored; runs may share them."),
+            ("model_parameters", "VARCHAR NOT NULL", "Parameters of the model, as JSON."),
+            ("repeats", "BIGINT NOT NULL", "Images a prompt."),
+            ("batch_size", "BIGINT", "Requests a call of the model."),
+            ("exact", "BOOLEAN NOT NULL", "Whether images are independent of the batch size."),
+            ("device", "VARCHAR NOT NULL", "Device that generated."),
+            ("dtype", "VARCHAR NOT NULL", "Floating-point type of the model."),
+            ("limit", "BIGINT", "Prompts asked for; null is all of them."),
+            ("n_prompts", "BIGINT NOT NULL", "Prompts of the run."),
+            ("n_images", "BIGINT NOT NULL", "Images generated."),
+            ("n_skipped_images", "BIGINT NOT NULL", "Images left out because unreadable."),
+            ("n_flagged", "BIGINT NOT NULL", "Images flagged as black, constant or NaN."),
+            ("seconds_generating", "DOUBLE", "Time spent generating, in seconds."),
+            ("images_per_second", "DOUBLE", "Rate of generation."),
+            ("created_at", "TIMESTAMP NOT NULL", "When the run began (UTC)."),
+            ("finished_at", "TIMESTAMP", "When the run ended (UTC)."),
+            ("extra_info", "VARCHAR NOT NULL", "The user's label of the run."),
+            ("caption_type", "VARCHAR NOT NULL", "Kind of text used as the prompt."),
+            ("credentialed", "BOOLEAN NOT NULL", "Whether the split needs credentials."),
+            ("images_root", "VARCHAR", "Folder of the real images."),
+            ("versions", "VARCHAR NOT NULL", "Versions of the software, as JSON."),
+            ("weights", "VARCHAR NOT NULL", "Hashes of the weights, as JSON."),
+            ("hardware", "VARCHAR NOT NULL", "Machine, as JSON."),
+            ("encoders", "VARCHAR NOT NULL", "Encoders with their identities, as JSON."),
+            ("metrics", "VARCHAR NOT NULL", "Metrics with their parameters, as JSON."),
+            ("commit", "VARCHAR", "Commit of the project, where known."),
+        ),
+        ("run_id",),
+        ("status IN ('running', 'finished', 'failed')",),
+    ),
+    "models": Table(
+        "A model plugin with given parameters and weights, used by at least one run.",
+        (
+            ("model_id", "VARCHAR NOT NULL", "SHA-256 of name, parameters and weights."),
+            ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
+            ("parameters", "VARCHAR NOT NULL", "Parameters, as JSON."),
+            ("weights", "VARCHAR NOT NULL", "Hashes of the weights, as JSON."),
+        ),
+        ("model_id",),
+    ),
+    "prompts": Table(
+        "The prompts of a run: rows of its split.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("split", "VARCHAR NOT NULL", "Name of the split."),
+            ("prompt_id", "VARCHAR NOT NULL", "Row of the split."),
+            ("prompt", "VARCHAR NOT NULL", "The text."),
+            ("patient_id", "VARCHAR", "Patient, where the split knows it."),
+            ("view", "VARCHAR", "Projection, where the split knows it."),
+            ("image_path", "VARCHAR", "The real image, relative to the images root."),
+            ("line", "BIGINT", "Line of the CSV that the row came from."),
+            *(
+                (
+                    finding,
+                    "DOUBLE",
+                    f"{finding}: 1 present, 0 absent, -1 uncertain, null not mentioned.",
+                )
+                for finding in FINDINGS
+            ),
+        ),
+        ("run_id", "prompt_id"),
+    ),
+    "images": Table(
+        "The generated images of a run.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("generation_id", "VARCHAR", "The generation that holds the file."),
+            ("image_id", "VARCHAR NOT NULL", "Identity of the image in the run."),
+            ("prompt_id", "VARCHAR NOT NULL", "The prompt it answers."),
+            ("repeat", "BIGINT", "0 for the first image of a prompt."),
+            ("seed", "BIGINT", "Seed of the image."),
+            ("path", "VARCHAR", "The file."),
+            ("sha256", "VARCHAR", "SHA-256 of the file."),
+            ("width", "BIGINT", "Width in pixels."),
+            ("height", "BIGINT", "Height in pixels."),
+            ("seconds", "DOUBLE", "Time it took, in seconds."),
+            ("flags", "VARCHAR[]", "What is suspect about the image."),
+            ("status", "VARCHAR", "ok, or why the image does not count."),
+            ("reason", "VARCHAR", "What was wrong with it."),
+        ),
+        ("run_id", "image_id"),
+    ),
+    "scores": Table(
+        "A metric on an encoder over a subset of a run, or why there is none.",
+        _SCORE,
+        ("run_id", "plugin", "metric", "encoder", "subset"),
+        ("status IN ('ok', 'skipped', 'failed')",),
+    ),
+    "sample_scores": Table(
+        "Scores of single images.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("image_id", "VARCHAR NOT NULL", "The image, as in images."),
+            ("prompt_id", "VARCHAR", "The prompt, as in prompts."),
+            ("metric", "VARCHAR NOT NULL", "Name of the score."),
+            ("encoder", "VARCHAR NOT NULL", "Encoder it was taken on."),
+            ("value", "DOUBLE", "The score; null where the image was not readable."),
+        ),
+        ("run_id", "image_id", "metric", "encoder"),
+    ),
+    "published": Table(
+        "Numbers of the CheXGenBench paper, as published; not comparable with other splits.",
+        (
+            ("model", "VARCHAR NOT NULL", "Model of the paper."),
+            ("metric", "VARCHAR NOT NULL", "Name of the score."),
+            ("encoder", "VARCHAR NOT NULL", "Encoder; empty where the paper uses none of ours."),
+            ("subset", "VARCHAR NOT NULL", "overall, or one of the findings."),
+            ("value", "DOUBLE", "The number as published."),
+            ("higher_is_better", "BOOLEAN NOT NULL", "Direction of the score."),
+            ("size_b", "DOUBLE", "Parameters of the model, in thousand millions."),
+            ("resolution", "BIGINT", "Width and height of its images, in pixels."),
+            ("fine_tuning", "VARCHAR", "How the model was tuned."),
+            ("source", "VARCHAR NOT NULL", "File the number stands in."),
+            ("note", "VARCHAR", "What must be shown with the number."),
+        ),
+        ("model", "metric", "encoder", "subset"),
+    ),
+}
+
+_LATEST = """
+SELECT run_id FROM runs WHERE status = 'finished'
+QUALIFY row_number() OVER (
+    PARTITION BY model, suite ORDER BY coalesce(finished_at, created_at) DESC, run_id DESC
+) = 1
+"""
+
+VIEWS: dict[str, tuple[str, str]] = {
+    "leaderboard": (
+        "Scores of the latest finished run of each model under each suite.",
+        f"SELECT s.* FROM scores AS s WHERE s.run_id IN ({_LATEST})",  # noqa: S608
+    ),
+    "by_finding": (
+        "The leaderboard by finding, beside the same score overall. "
+        "Scores of subsets of different size do not compare.",
+        """
+        SELECT f.suite, f.model, f.metric, f.encoder, f.subset AS finding,
+               f.value, f.standard_error, f.ci_low, f.ci_high,
+               o.value AS overall_value, f.n_real, f.n_fake, f.higher_is_better,
+               f.status, f.reason, f.warning, f.run_id
+        FROM leaderboard AS f
+        LEFT JOIN leaderboard AS o
+          ON o.run_id = f.run_id AND o.plugin = f.plugin AND o.metric = f.metric
+         AND o.encoder = f.encoder AND o.subset = 'overall'
+        WHERE f.subset <> 'overall'
+        """,
+    ),
+    "compare": (
+        "Two finished runs score by score: filter by run_a and run_b. separated takes the errors "
+        "as independent; both runs see the same real images, so it errs towards false.",
+        """
+        SELECT a.run_id AS run_a, b.run_id AS run_b, a.model AS model_a, b.model AS model_b,
+               a.metric, a.encoder, a.subset,
+               a.value AS value_a, a.ci_low AS ci_low_a, a.ci_high AS ci_high_a,
+               b.value AS value_b, b.ci_low AS ci_low_b, b.ci_high AS ci_high_b,
+               b.value - a.value AS difference,
+               CASE WHEN a.value IS NULL OR b.value IS NULL THEN NULL
+                    WHEN a.value = b.value THEN 'equal'
+                    WHEN (b.value > a.value) = a.higher_is_better THEN 'b' ELSE 'a' END AS better,
+               abs(b.value - a.value)
+                   > 1.96 * sqrt(a.standard_error ** 2 + b.standard_error ** 2) AS separated,
+               ra.split = rb.split AND ra.protocol = rb.protocol
+                   AND a.n_real IS NOT DISTINCT FROM b.n_real AND a.n_fake = b.n_fake AS comparable,
+               a.higher_is_better, a.status AS status_a, b.status AS status_b
+        FROM scores AS a
+        JOIN scores AS b
+          ON a.plugin = b.plugin AND a.metric = b.metric AND a.encoder = b.encoder
+         AND a.subset = b.subset AND a.run_id <> b.run_id
+        JOIN runs AS ra ON ra.run_id = a.run_id AND ra.status = 'finished'
+        JOIN runs AS rb ON rb.run_id = b.run_id AND rb.status = 'finished'
+        """,
+    ),
+    "best": (
+        "The best model for each suite, metric, encoder and subset of the leaderboard.",
+        """
+        SELECT suite, metric, encoder, subset, model, value, standard_error, ci_low, ci_high,
+               n_real, n_fake, higher_is_better, warning, run_id
+        FROM leaderboard WHERE status = 'ok'
+        QUALIFY row_number() OVER (
+            PARTITION BY suite, plugin, metric, encoder, subset
+            ORDER BY CASE WHEN higher_is_better THEN -value ELSE value END, model
+        ) = 1
+        """,
+    ),
+}
+
+_VIEW_COLUMNS = {
+    "finding": "One of the findings.",
+    "overall_value": "The same score over all rows.",
+    "run_a": "The first run.",
+    "run_b": "The second run.",
+    "model_a": "Model of the first run.",
+    "model_b": "Model of the second run.",
+    "value_a": "Score of the first run.",
+    "value_b": "Score of the second run.",
+    "ci_low_a": "Lower end of the 95 % interval of value_a.",
+    "ci_high_a": "Upper end of the 95 % interval of value_a.",
+    "ci_low_b": "Lower end of the 95 % interval of value_b.",
+    "ci_high_b": "Upper end of the 95 % interval of value_b.",
+    "difference": "value_b less value_a.",
+    "better": "a, b or equal, by the direction of the score.",
+    "separated": "Whether the difference exceeds 1.96 standard errors.",
+    "comparable": "Whether split, protocol and numbers of images agree.",
+    "status_a": "Status of value_a.",
+    "status_b": "Status of value_b.",
+}
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _create(connection: duckdb.DuckDBPyConnection) -> None:
+    """Version 1. When version 2 comes, TABLES changes and the step to it is an ALTER beside it."""
+    for name, table in TABLES.items():
+        parts = [f"{_name(column)} {kind}" for column, kind, _ in table.columns]
+        parts.append(f"PRIMARY KEY ({', '.join(_name(column) for column in table.key)})")
+        parts.extend(f"CHECK ({check})" for check in table.checks)
+        connection.execute(f"CREATE TABLE {_name(name)} ({', '.join(parts)})")
+
+
+MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [_create]
+"""The step at index i leads from schema version i to i + 1."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def version_of(connection: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """The schema version of a store; 0 when it is empty.
+
+    Raises:
+        UserError: when the file is a database of something else, or of a newer release.
+    """
+    tables = {
+        str(row[0])
+        for row in connection.execute(
+            "SELECT table_name FROM duckdb_tables() WHERE NOT internal"
+        ).fetchall()
+    }
+    if not tables:
+        return 0
+    row: tuple[int | None] | None = None
+    if {"schema_info", "runs", "scores"} <= tables:
+        try:
+            row = connection.execute("SELECT max(version) FROM schema_info").fetchone()
+        except duckdb.Error:
+            row = None
+    if row is None or row[0] is None:
+        raise UserError(f"{path} is not a chexgenbench store.", hint=REBUILD)
+    if row[0] > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {row[0]}; this release reads up to {SCHEMA_VERSION}.",
+            hint="Update chexgenbench, or run `chexgenbench store rebuild` to make the store anew.",
+        )
+    return row[0]
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Brings a store, perhaps an empty one, to this release's schema."""
+    version = version_of(connection, path)
+    if version == SCHEMA_VERSION:
+        return
+    for step, apply in enumerate(MIGRATIONS[version:], start=version + 1):
+        apply(connection)
+        connection.execute(
+            "INSERT INTO schema_info VALUES (?, (now() AT TIME ZONE 'UTC')::TIMESTAMP)", [step]
+        )
+    for name, (_, sql) in VIEWS.items():
+        connection.execute(f"CREATE OR REPLACE VIEW {_name(name)} AS {sql}")
+    _comment(connection)
+    connection.execute("DELETE FROM published")
+    frame = published_rows()
+    connection.register("incoming_published", frame)
+    connection.execute("INSERT INTO published BY NAME SELECT * FROM incoming_published")
+    connection.unregister("incoming_published")
+
+
+def _comment(connection: duckdb.DuckDBPyConnection) -> None:
+    known = dict(_VIEW_COLUMNS)
+    known.update({column: text for column, _, text in _SCORE})
+    for name, table in TABLES.items():
+        connection.execute(f"COMMENT ON TABLE {_name(name)} IS {_quote(table.comment)}")
+        for column, _, text in table.columns:
+            connection.execute(f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {_quote(text)}")
+    for name, (comment, _) in VIEWS.items():
+        connection.execute(f"COMMENT ON VIEW {_name(name)} IS {_quote(comment)}")
+        for (column,) in connection.execute(
+            "SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [name]
+        ).fetchall():
+            connection.execute(
+                f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {_quote(known[column])}"
+            )
+
+
+_SHIFTED = (
+    "As published; from Lung Lesion on, this row looks shifted by a column or two in the source."
+)
+_SMALL = "FID of a small subset is inflated by its size; do not compare across findings."
+_PUBLISHED_METRICS: dict[str, tuple[str, str, bool]] = {
+    "fid_rad_dino": ("fid", "rad-dino", False),
+    "kid_rad_dino": ("kid", "rad-dino", False),
+    "alignment_biovil_t": ("alignment", "biovil-t", True),
+    "precision": ("precision", "rad-dino", True),
+    "recall": ("recall", "rad-dino", True),
+    "density": ("density", "rad-dino", True),
+    "coverage": ("coverage", "rad-dino", True),
+    "reid_mean": ("reid_mean", "", False),
+    "latent_distance_mean": ("latent_distance_mean", "", True),
+    "pixel_distance_mean": ("pixel_distance_mean", "", True),
+    "reid_max": ("reid_max", "", False),
+    "reid_count_above_threshold": ("reid_count_above_threshold", "", False),
+}
+
+
+def published_rows() -> pd.DataFrame:
+    """The published numbers, one a row."""
+    facts = pd.read_csv(PUBLISHED / "fidelity.csv").set_index("model")
+    rows: list[dict[str, object]] = []
+
+    def add(model: str, column: str, subset: str, value: float, source: str, note: object) -> None:
+        metric, encoder, higher = _PUBLISHED_METRICS[column]
+        fact = facts.loc[model]
+        rows.append(
+            {
+                "model": model,
+                "metric": metric,
+                "encoder": encoder,
+                "subset": subset,
+                "value": float(value),
+                "higher_is_better": higher,
+                "size_b": float(fact["size_b"]),
+                "resolution": int(fact["resolution"]),
+                "fine_tuning": str(fact["fine_tuning"]),
+                "source": source,
+                "note": note,
+            }
+        )
+
+    for source in ("fidelity.csv", "privacy.csv"):
+        for record in pd.read_csv(PUBLISHED / source).to_dict("records"):
+            for column in _PUBLISHED_METRICS:
+                if column in record:
+                    add(record["model"], column, "overall", record[column], source, None)
+    source = "fid_rad_dino_by_pathology.csv"
+    for record in pd.read_csv(PUBLISHED / source).to_dict("records"):
+        for finding in FINDINGS:
+            shifted = record["model"] in {"sd-v1-5", "sd-v2"} and finding >= "Lung Lesion"
+            note = f"{_SHIFTED} {_SMALL}" if shifted else _SMALL
+            add(record["model"], "fid_rad_dino", finding, record[finding], source, note)
+    return pd.DataFrame(rows)

@@ -1,0 +1,272 @@
+"""The DuckDB file: an index over run directories, replaced as a whole at every change.
+
+A writer works on a copy and renames it over the store, so that readers in other processes keep
+what they opened and a crash or a full disk leaves the old store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from chexgenbench.errors import UserError
+from chexgenbench.files import atomic_path, digest
+from chexgenbench.store.records import SCHEMAS, RunRecord
+from chexgenbench.store.run_directory import read_record, read_table, run_folders
+from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, version_of
+
+_LOCK_SECONDS = 600
+_Change = Callable[[duckdb.DuckDBPyConnection], None]
+_JSON = ("model_parameters", "versions", "weights", "hardware", "encoders", "metrics")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild took in, and which directories it could not read with the reason."""
+
+    run_ids: list[str]
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Run:
+    record: RunRecord
+    tables: dict[str, pa.Table]
+
+
+class Store:
+    """The store at `path`; it need not exist until something is asked of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ingest(self, folders: Iterable[Path]) -> list[str]:
+        """Takes run directories in, in place of what the store had of the same runs."""
+        runs = [_read(folder) for folder in folders]
+        runs = list({run.record.run_id: run for run in runs}.values())  # the last of each counts
+        if runs:
+            self._change(lambda connection: _load(connection, runs))
+        return [run.record.run_id for run in runs]
+
+    def delete(self, run_ids: Iterable[str]) -> None:
+        """Removes runs from the store; their directories stay."""
+        names = list(run_ids)
+        self._require()
+        self._change(lambda connection: _remove(connection, names))
+
+    def rebuild(self, runs_folder: Path) -> Rebuilt:
+        """Makes the store again from the directories in `runs_folder`, whatever stood there."""
+        runs: dict[str, _Run] = {}
+        skipped: dict[Path, str] = {}
+        for folder in run_folders(runs_folder):
+            try:
+                run = _read(folder)
+            except UserError as error:
+                skipped[folder] = error.message
+            else:
+                runs[run.record.run_id] = run
+        self._change(lambda connection: _load(connection, list(runs.values())), fresh=True)
+        return Rebuilt(list(runs), skipped)
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
+        """The answer to one SQL statement, which can neither write nor reach other files.
+
+        Raises:
+            UserError: when there is no store yet, or with DuckDB's message and the position.
+        """
+        self._require()
+        with self._reading() as connection:
+            try:
+                statements = connection.extract_statements(sql)
+                if len(statements) != 1:
+                    raise UserError(
+                        f"The query holds {len(statements)} statements, not one.",
+                        hint="Give one SELECT.",
+                    )
+                # A cursor of its own: the version check may have left a result unread.
+                relation = connection.cursor().sql(sql, params=list(parameters) or None)
+                if relation is None:
+                    return pa.table({})
+                return relation.to_arrow_table()
+            except duckdb.Error as error:
+                raise UserError(
+                    str(error).strip(),
+                    hint="Tables and columns: chexgenbench query "
+                    '"select table_name, column_name, comment from duckdb_columns() '
+                    'where not internal"',
+                ) from error
+
+    def _require(self) -> None:
+        if not self.path.is_file():
+            raise UserError(
+                f"There is no store at {self.path}.", hint="run `chexgenbench run` first"
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = self._connect()
+        try:
+            if self._version(connection) < SCHEMA_VERSION:
+                connection.close()
+                self._change(lambda _connection: None)
+                connection = self._connect()
+            yield connection
+        finally:
+            connection.close()
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        try:
+            return duckdb.connect(
+                str(self.path),
+                read_only=True,
+                config={
+                    "enable_external_access": False,
+                    "python_enable_replacements": False,
+                    "lock_configuration": True,
+                },
+            )
+        except duckdb.Error as error:
+            raise self._unreadable(error) from error
+
+    def _version(self, connection: duckdb.DuckDBPyConnection) -> int:
+        try:
+            return version_of(connection, self.path)
+        except duckdb.Error as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: duckdb.Error) -> UserError:
+        text = str(error)
+        if "lock" in text.lower():
+            return UserError(
+                f"{self.path} is open for writing in another program: {text}",
+                hint="Close it there, or open it read-only.",
+            )
+        return UserError(f"{self.path} cannot be read: {text}", hint=REBUILD)
+
+    def _change(self, change: _Change, *, fresh: bool = False) -> None:
+        """Applies `change` to a copy of the store, or to an empty one, and puts it in place."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS):
+                self._change_locked(change, fresh=fresh)
+        except Timeout as error:
+            raise UserError(
+                f"Another process has held {self.path}.lock for {_LOCK_SECONDS} s.",
+                hint="Wait for it or end it, then try again.",
+            ) from error
+        except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error}. What was there before is unchanged.",
+                hint="Free some disk space or make the folder writable; then "
+                "`chexgenbench store rebuild` takes in what is missing.",
+            ) from error
+
+    def _change_locked(self, change: _Change, *, fresh: bool) -> None:
+        with atomic_path(self.path) as temporary:
+            log = Path(f"{temporary}.wal")
+            try:
+                if self.path.exists() and not fresh:
+                    shutil.copyfile(self.path, temporary)
+                else:
+                    temporary.unlink()  # DuckDB refuses an empty file
+                try:
+                    connection = duckdb.connect(str(temporary))
+                    try:
+                        migrate(connection, self.path)
+                    except BaseException:
+                        connection.close()
+                        raise
+                except duckdb.Error as error:
+                    if fresh or not self.path.exists():
+                        raise
+                    raise self._unreadable(error) from error
+                try:
+                    change(connection)
+                    connection.execute("CHECKPOINT")
+                except (duckdb.ConstraintException, duckdb.ConversionException) as error:
+                    raise UserError(
+                        f"The run does not fit the store: {error}",
+                        hint="Delete its directory and run again.",
+                    ) from error
+                finally:
+                    connection.close()
+                # A log left by another program belongs to the file that is about to go.
+                Path(f"{self.path}.wal").unlink(missing_ok=True)
+            finally:
+                log.unlink(missing_ok=True)
+        _sync_folder(self.path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(folder: Path) -> _Run:
+    record = read_record(folder)
+    return _Run(record, {name: read_table(folder, name, record) for name in SCHEMAS})
+
+
+def _remove(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> None:
+    for table in ("runs", *SCHEMAS):
+        connection.execute(
+            f"DELETE FROM {table} WHERE run_id IN (SELECT unnest(?::VARCHAR[]))",  # noqa: S608
+            [list(run_ids)],
+        )
+    connection.execute("DELETE FROM models WHERE model_id NOT IN (SELECT model_id FROM runs)")
+
+
+def _load(connection: duckdb.DuckDBPyConnection, runs: Sequence[_Run]) -> None:
+    if not runs:
+        return
+    _remove(connection, [run.record.run_id for run in runs])
+    rows = [_run_row(run.record) for run in runs]
+    models = {
+        row["model_id"]: {
+            "model_id": row["model_id"],
+            "model": row["model"],
+            "parameters": row["model_parameters"],
+            "weights": row["weights"],
+        }
+        for row in rows
+    }
+    names = [column for column, _, _ in TABLES["runs"].columns]
+    _insert(connection, "runs", pa.table({name: [row[name] for row in rows] for name in names}))
+    _insert(connection, "models", pa.Table.from_pylist(list(models.values())), "OR IGNORE")
+    for name in SCHEMAS:
+        _insert(connection, name, pa.concat_tables([run.tables[name] for run in runs]))
+
+
+def _insert(
+    connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table, mode: str = ""
+) -> None:
+    connection.register("incoming", table)
+    try:
+        connection.execute(
+            f"INSERT {mode} INTO {name} BY NAME SELECT * FROM incoming"  # noqa: S608
+        )
+    finally:
+        connection.unregister("incoming")
+
+
+def _run_row(record: RunRecord) -> dict[str, Any]:
+    row = record.model_dump(mode="json", exclude={"schema_version"})
+    row["model_id"] = digest([record.model, row["model_parameters"], row["weights"]])
+    for name in _JSON:
+        row[name] = json.dumps(row[name], sort_keys=True, ensure_ascii=False)
+    return row

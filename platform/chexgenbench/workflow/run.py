@@ -1,0 +1,500 @@
+"""The stages in order: real side, and for each model generate, encode, score, store, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chexgenbench import provenance
+from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.features import extract
+from chexgenbench.files import digest
+from chexgenbench.generation import Generation
+from chexgenbench.images import BadImage
+from chexgenbench.jobs.generate import ManifestRow
+from chexgenbench.progress import Progress
+from chexgenbench.scoring import SampleScore, Score, Sides, score
+from chexgenbench.splits.prompts import check_images
+from chexgenbench.splits.user_images import read_user_images
+from chexgenbench.store.export_csv import export_run
+from chexgenbench.store.records import RunRecord
+from chexgenbench.store.run_directory import read_record, write_record, write_run
+from chexgenbench.store.store import Store
+from chexgenbench.types import FINDINGS
+from chexgenbench.workflow.plan import Options, Plan, make_plan, plan_models
+
+
+@dataclass(frozen=True, eq=False)
+class RealSide:
+    """The real images of the split by content: one key a row, None where there is none."""
+
+    keys: Sequence[str | None]
+    skipped: int
+
+    @property
+    def id(self) -> str:
+        return digest(list(self.keys))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GeneratedSide:
+    """Generated images with what is known of each, whoever made them."""
+
+    id: str
+    rows: NDArray[np.int64]
+    table: pd.DataFrame
+    folder: Path
+
+    def path(self, position: int) -> Path:
+        return self.folder / str(self.table["path"].iloc[position])
+
+
+@dataclass
+class Outcome:
+    """What one command did."""
+
+    runs: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    encoded: int = 0
+    made: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def run_suite(options: Options, progress: Progress, *, generate_only: bool = False) -> Outcome:
+    """Runs every model of the suite; a model that fails is recorded and the others go on.
+
+    Raises:
+        UserError: bad input, before anything is generated.
+    """
+    plan = make_plan(options)
+    generations = plan_models(plan)
+    outcome = Outcome()
+    _tell(plan, progress)
+    if generate_only:
+        for generation in generations:
+            _attempt(outcome, generation.plugin.name, partial(_make, generation, outcome, progress))
+        return outcome
+    real = prepare_real(plan, progress, outcome)
+    for generation in generations:
+        name = generation.plugin.name
+        _attempt(
+            outcome, name, partial(_run_model, plan, generation, real, outcome, progress)
+        )
+    return outcome
+
+
+def evaluate_images(
+    options: Options, csv: Path, folder: Path, progress: Progress, *, name: str | None = None
+) -> Outcome:
+    """Scores a user's own images, joined to the split by prompt; only answered prompts count."""
+    plan = make_plan(options, models=False)
+    own = read_user_images(csv, folder, plan.prompts)
+    outcome = Outcome()
+    for count, text in (
+        (own.unmatched, "rows of {csv} have a prompt that the split does not have; left out"),
+        (own.repeated, "rows of {csv} repeat a prompt; they count as further images of it"),
+    ):
+        if count:
+            outcome.notes.append(f"{count} " + text.format(csv=csv))
+    used = np.unique(own.rows)
+    outcome.notes.append(f"{len(own.paths)} images answer {len(used)} prompts of {plan.split.name}")
+    plan = _take(plan, used)
+    rows = np.searchsorted(used, own.rows)
+    _tell(plan, progress)
+    generated = _own_side(plan, rows, own.paths, outcome)
+    real = prepare_real(plan, progress, outcome)
+    name = name or f"images:{folder.name}"
+    record = _record(plan, name, generated.id, real, {"images": len(rows)}, {}, batch_size=None)
+    _attempt(
+        outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress)
+    )
+    return outcome
+
+
+def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
+    """Checks, hashes and encodes the real images: once ever, and before any image is made.
+
+    Raises:
+        UserError: images that are missing or unreadable, unless they are to be skipped.
+    """
+    prompts = plan.prompts
+    if prompts.images_root is None or prompts.table["image_path"].isna().all():
+        outcome.notes.append("the split has no real images: only metrics that need none are taken")
+        return RealSide([None] * len(prompts), 0)
+    bad: dict[int, BadImage] = dict(check_images(prompts))
+    _judge(plan, bad)
+    known = [
+        i for i, path in enumerate(prompts.table["image_path"]) if path is not None and i not in bad
+    ]
+    paths = {i: prompts.path(i) for i in known}
+    keys: list[str | None] = [None] * len(prompts)
+    for i, key in zip(known, plan.hashes.sha256([paths[i] for i in known]), strict=True):
+        keys[i] = key
+    done = extract(
+        [(key, paths[i]) for i, key in enumerate(keys) if key is not None],
+        prompts.table["prompt"].tolist(),
+        plan.encoders,
+        batch_size=plan.options.encode_batch_size,
+        text_encoders=plan.text_encoders,
+        stage=lambda total: progress.stage("encode real images", total),
+    )
+    outcome.encoded += done.encoded
+    for i, key in enumerate(keys):
+        if key in done.bad:
+            bad[i] = done.bad[key]
+            keys[i] = None
+    _judge(plan, bad)
+    if bad:
+        outcome.notes.append(f"{len(bad)} real images cannot be read; skipped and not counted")
+    return RealSide(keys, len(bad))
+
+
+def _judge(plan: Plan, bad: dict[int, BadImage]) -> None:
+    if not bad or plan.options.on_bad_image == "skip":
+        return
+    lines = plan.prompts.table["line"]
+    listed = [f"line {lines.iloc[i]}: {bad[i].message}" for i in sorted(bad)[:20]]
+    more = f"\n... and {len(bad) - 20} more" if len(bad) > 20 else ""
+    raise UserError(
+        f"{len(bad)} real images of {plan.prompts.source_file} cannot be used:\n"
+        + "\n".join(listed)
+        + more,
+        hint="Mend them, or leave them out of every score: --on-bad-image skip.",
+    )
+
+
+def _attempt(outcome: Outcome, name: str, stage: Any) -> None:
+    """One model's stage: its own failure is noted, the user's fault and Ctrl-C go up."""
+    try:
+        stage()
+    except UserError:
+        raise
+    except ChexGenBenchError as error:
+        outcome.failed[name] = str(error)
+
+
+def _make(
+    generation: Generation, outcome: Outcome, progress: Progress
+) -> dict[str, ManifestRow]:
+    there = generation.made()
+    total = len(generation.requests)
+    if there == total:
+        return generation.run(say=progress.say)
+    with progress.stage(f"generate {generation.plugin.name}", total) as advance:
+        rows = generation.run(advance, progress.say)
+    outcome.made += total - there
+    return rows
+
+
+def _run_model(
+    plan: Plan, generation: Generation, real: RealSide, outcome: Outcome, progress: Progress
+) -> None:
+    spec = generation.plugin.spec
+    record = _record(
+        plan,
+        spec.name,
+        generation.id,
+        real,
+        generation.parameters.model_dump(mode="json"),
+        dict(generation.identity["weights"]),
+        batch_size=generation.batch_size,
+        dtype=generation.context.dtype,
+    )
+    if _reuse(plan, record, outcome):
+        return
+    folder = plan.options.home.runs / record.run_id
+    write_record(folder, record)
+    try:
+        rows = list(_make(generation, outcome, progress).values())
+    except ChexGenBenchError as error:
+        _fail(plan, record, error)
+        raise
+    table = pd.DataFrame(
+        {
+            "image_id": [row.id for row in rows],
+            "prompt_id": [row.prompt_id for row in rows],
+            "repeat": [row.repeat for row in rows],
+            "seed": [row.seed for row in rows],
+            "path": [row.path for row in rows],
+            "sha256": [row.sha256 for row in rows],
+            "width": [row.width for row in rows],
+            "height": [row.height for row in rows],
+            "seconds": [row.seconds for row in rows],
+            "flags": [list(row.flags) for row in rows],
+        }
+    )
+    generated = GeneratedSide(
+        id=generation.id,
+        rows=np.repeat(np.arange(len(plan.prompts)), plan.suite.repeats),
+        table=table,
+        folder=generation.folder,
+    )
+    seconds = float(table["seconds"].sum())
+    record = record.model_copy(
+        update={
+            "seconds_generating": seconds,
+            "images_per_second": len(table) / seconds if seconds > 0 else None,
+        }
+    )
+    _evaluate(plan, record, generated, real, outcome, progress)
+
+
+def _evaluate(
+    plan: Plan,
+    record: RunRecord,
+    generated: GeneratedSide,
+    real: RealSide,
+    outcome: Outcome,
+    progress: Progress,
+) -> None:
+    if _reuse(plan, record, outcome):
+        return
+    folder = plan.options.home.runs / record.run_id
+    try:
+        record, tables = _score(plan, record, generated, real, outcome, progress)
+    except ChexGenBenchError as error:
+        _fail(plan, record, error)
+        raise
+    write_run(folder, record, tables)
+    Store(plan.options.home.store).ingest([folder])
+    export_run(plan.options.home.results, record, tables["scores"])
+    outcome.runs.append(record.run_id)
+
+
+def _fail(plan: Plan, record: RunRecord, error: ChexGenBenchError) -> None:
+    folder = plan.options.home.runs / record.run_id
+    failed = record.model_copy(
+        update={"status": "failed", "reason": str(error), "finished_at": provenance.now()}
+    )
+    write_record(folder, failed)
+    Store(plan.options.home.store).ingest([folder])
+
+
+def _reuse(plan: Plan, record: RunRecord, outcome: Outcome) -> bool:
+    """Whether the run is finished already; the store takes it in again if it was lost there."""
+    folder = plan.options.home.runs / record.run_id
+    if not (folder / "run.json").exists():
+        return False
+    known = read_record(folder)
+    if known.status != "finished":
+        return False
+    store = Store(plan.options.home.store)
+    relabelled = bool(plan.options.extra_info) and known.extra_info != plan.options.extra_info
+    if relabelled:
+        write_record(folder, known.model_copy(update={"extra_info": plan.options.extra_info}))
+    present = store.path.is_file() and (
+        store.query("SELECT 1 FROM runs WHERE run_id = ?", [record.run_id]).num_rows == 1
+    )
+    if relabelled or not present:
+        store.ingest([folder])
+    outcome.reused.append(record.run_id)
+    return True
+
+
+def _score(
+    plan: Plan,
+    record: RunRecord,
+    generated: GeneratedSide,
+    real: RealSide,
+    outcome: Outcome,
+    progress: Progress,
+) -> tuple[RunRecord, dict[str, pd.DataFrame]]:
+    keys: list[str] = generated.table["sha256"].tolist()
+    done = extract(
+        [(key, generated.path(i)) for i, key in enumerate(keys)],
+        plan.prompts.table["prompt"].tolist(),
+        plan.encoders,
+        batch_size=plan.options.encode_batch_size,
+        text_encoders=plan.text_encoders,
+        stage=lambda total: progress.stage(f"encode {record.model}", total),
+    )
+    outcome.encoded += done.encoded
+    if done.bad and plan.options.on_bad_image == "fail":
+        listed = "\n".join(error.message for error in list(done.bad.values())[:20])
+        raise UserError(
+            f"{len(done.bad)} generated images of {record.model} cannot be used:\n{listed}",
+            hint="Mend them, or leave them out of every score: --on-bad-image skip.",
+        )
+    sides = Sides(
+        prompts=plan.prompts,
+        real=real.keys,
+        fake=[None if key in done.bad else key for key in keys],
+        fake_rows=generated.rows,
+        fake_ids=generated.table["image_id"].tolist(),
+    )
+    steps = 15 * sum(len(metric.encoders) for metric in plan.metrics)
+    with progress.stage(f"score {record.model}", steps, unit="scores") as advance:
+        scores, samples = score(
+            sides, plan.metrics, plan.encoders, seed=plan.suite.seed, advance=advance
+        )
+    bad = [key in done.bad for key in keys]
+    record = record.model_copy(
+        update={
+            "status": "finished",
+            "finished_at": provenance.now(),
+            "n_images": len(keys) - sum(bad),
+            "n_skipped_images": real.skipped + sum(bad),
+            "n_flagged": int(generated.table["flags"].map(len).gt(0).sum()),
+        }
+    )
+    images = generated.table.assign(
+        run_id=record.run_id,
+        generation_id=generated.id,
+        status=["skipped" if skipped else "ok" for skipped in bad],
+        reason=[done.bad[key].message if key in done.bad else None for key in keys],
+    )
+    prompts = plan.prompts.table.assign(run_id=record.run_id, split=record.split)
+    return record, {
+        "scores": _score_table(record, scores),
+        "sample_scores": _sample_table(record, samples, generated.table),
+        "prompts": prompts[
+            [
+                "run_id",
+                "split",
+                "prompt_id",
+                "prompt",
+                "patient_id",
+                "view",
+                "image_path",
+                "line",
+                *FINDINGS,
+            ]
+        ],
+        "images": images,
+    }
+
+
+def _score_table(record: RunRecord, scores: Sequence[Score]) -> pd.DataFrame:
+    return pd.DataFrame([vars(item) for item in scores]).assign(
+        run_id=record.run_id,
+        model=record.model,
+        suite=record.suite,
+        protocol=record.protocol,
+        seed=record.seed,
+        extra_info=record.extra_info,
+        created_at=record.finished_at,
+    )
+
+
+def _sample_table(
+    record: RunRecord, samples: Sequence[SampleScore], images: pd.DataFrame
+) -> pd.DataFrame:
+    columns = ["run_id", "image_id", "prompt_id", "metric", "encoder", "value"]
+    parts = [
+        images[["image_id", "prompt_id"]].assign(
+            run_id=record.run_id, metric=item.metric, encoder=item.encoder, value=item.values
+        )
+        for item in samples
+    ]
+    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _record(
+    plan: Plan,
+    model: str,
+    generation_id: str,
+    real: RealSide,
+    parameters: dict[str, Any],
+    weights: dict[str, Any],
+    *,
+    batch_size: int | None,
+    dtype: str = "float32",
+) -> RunRecord:
+    suite, options = plan.suite, plan.options
+    encoders = {item.name: {"id": item.id, **item.identity} for item in plan.encoders}
+    metrics = {
+        item.plugin.name: {
+            **item.plugin.identity(),
+            "parameters": item.parameters.identity(),
+            "encoders": list(item.encoders),
+        }
+        for item in plan.metrics
+    }
+    identity = {
+        "suite": suite.name,
+        "generation": generation_id,
+        "prompts": plan.prompts.fingerprint(),
+        "real": real.id,
+        "protocol": suite.protocol,
+        "encoders": encoders,
+        "metrics": metrics,
+        "seed": suite.seed,
+    }
+    return RunRecord(
+        run_id=digest(identity)[:16],
+        suite=suite.name,
+        model=model,
+        split=plan.split.name,
+        protocol=suite.protocol,
+        seed=suite.seed,
+        status="running",
+        generation_id=generation_id,
+        model_parameters=parameters,
+        repeats=suite.repeats,
+        batch_size=batch_size,
+        exact=suite.exact,
+        device=plan.device,
+        dtype=dtype,
+        limit=suite.limit,
+        n_prompts=len(plan.prompts),
+        created_at=provenance.now(),
+        extra_info=options.extra_info,
+        credentialed=plan.split.spec.credentialed,
+        images_root=str(plan.prompts.images_root) if plan.prompts.images_root else None,
+        versions=provenance.versions(),
+        weights=weights,
+        hardware=provenance.hardware(plan.device),
+        encoders=encoders,
+        metrics=metrics,
+        commit=provenance.commit(),
+    )
+
+
+def _own_side(
+    plan: Plan, rows: NDArray[np.int64], paths: Sequence[Path], outcome: Outcome
+) -> GeneratedSide:
+    hashes = plan.hashes.sha256(list(paths))
+    ids = plan.prompts.table["prompt_id"].to_numpy()[rows]
+    repeat = pd.Series(ids).groupby(ids).cumcount().to_numpy()
+    table = pd.DataFrame(
+        {
+            "image_id": [f"{name}~{number}" for name, number in zip(ids, repeat, strict=True)],
+            "prompt_id": ids,
+            "repeat": repeat,
+            "seed": pd.array([None] * len(ids), dtype="Int64"),
+            "path": [str(path.resolve()) for path in paths],
+            "sha256": [value or f"unreadable-{i}" for i, value in enumerate(hashes)],
+            "width": pd.array([None] * len(ids), dtype="Int64"),
+            "height": pd.array([None] * len(ids), dtype="Int64"),
+            "seconds": np.nan,
+            "flags": [[] for _ in ids],
+        }
+    )
+    name = digest([ids.tolist(), repeat.tolist(), table["sha256"].tolist()])[:16]
+    return GeneratedSide(id=name, rows=rows, table=table, folder=Path("/"))
+
+
+def _take(plan: Plan, rows: NDArray[np.int64]) -> Plan:
+    from dataclasses import replace
+
+    return replace(plan, prompts=plan.prompts.take(rows))
+
+
+def _tell(plan: Plan, progress: Progress) -> None:
+    prompts = plan.prompts
+    text = f"split {prompts.name}: {len(prompts)} prompts"
+    if prompts.duplicates:
+        text += f", {prompts.duplicates} rows repeat a prompt and are left out"
+    if prompts.conflicts:
+        text += f" ({len(prompts.conflicts)} of them with other labels)"
+    progress.say(text)
+    for problem in plan.registry.problems:
+        progress.say(f"plugin left out: {problem.source}: {problem.reason}")

@@ -1,0 +1,393 @@
+"""The store on real DuckDB files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chexgenbench.errors import UserError
+from chexgenbench.store import questions
+from chexgenbench.store import store as store_module
+from chexgenbench.store.export_csv import OWN_COLUMNS, PUBLISHED_COLUMNS, export_run
+from chexgenbench.store.records import SCHEMAS, RunRecord, conform
+from chexgenbench.store.render import render
+from chexgenbench.store.run_directory import finished_runs, read_record, write_record, write_run
+from chexgenbench.store.schema import SCHEMA_VERSION, TABLES, VIEWS
+from chexgenbench.store.store import Store
+from chexgenbench.types import FINDINGS
+
+
+def record(run_id: str, model: str = "oracle", minute: int = 0, **changes: object) -> RunRecord:
+    values: dict[str, object] = {
+        "run_id": run_id,
+        "suite": "demo",
+        "model": model,
+        "split": "demo",
+        "protocol": "current",
+        "seed": 7,
+        "status": "finished",
+        "generation_id": "g",
+        "model_parameters": {"b": 1, "a": [0.5]},
+        "n_prompts": 1,
+        "n_images": 1,
+        "created_at": f"2026-01-01T00:{minute:02d}:00+00:00",
+        "finished_at": f"2026-01-01T01:{minute:02d}:00Z",
+        "weights": {"unet": "abc"},
+    }
+    return RunRecord.model_validate(values | changes)
+
+
+def tables(run: RunRecord, fid: float = 1 / 3) -> dict[str, pd.DataFrame]:
+    scores = [
+        {
+            "run_id": run.run_id,
+            "model": run.model,
+            "suite": run.suite,
+            "metric": metric,
+            "plugin": metric,
+            "encoder": encoder,
+            "subset": subset,
+            "value": None if subset == "Fracture" else fid,
+            "standard_error": 0.01,
+            "ci_low": fid - 0.02,
+            "ci_high": fid + 0.02,
+            "n_real": None if metric == "alignment" else 5,
+            "n_fake": 5,
+            "higher_is_better": metric not in ("fid", "kid"),
+            "status": "skipped" if subset == "Fracture" else "ok",
+            "reason": "too few" if subset == "Fracture" else None,
+            "warning": None,
+            "protocol": run.protocol,
+            "seed": run.seed,
+            "extra_info": run.extra_info,
+            "created_at": run.created_at,
+        }
+        for metric, encoder in (
+            ("fid", "inception-v3"),
+            ("fid", "rad-dino"),
+            ("fid", "phantom-clip"),
+            ("coverage", "rad-dino"),
+            ("alignment", "phantom-clip"),
+        )
+        for subset in ("overall", *FINDINGS)
+    ]
+    prompt = dict.fromkeys(SCHEMAS["prompts"].names)
+    prompt |= {"run_id": run.run_id, "split": "demo", "prompt_id": "p", "prompt": "x", "Edema": 1.0}
+    image = dict.fromkeys(SCHEMAS["images"].names)
+    image |= {
+        "run_id": run.run_id,
+        "image_id": "i",
+        "prompt_id": "p",
+        "seed": 2**63 - 1,
+        "flags": ["black"],
+        "status": "ok",
+    }
+    sample = {
+        "run_id": run.run_id,
+        "image_id": "i",
+        "prompt_id": "p",
+        "metric": "alignment",
+        "encoder": "phantom-clip",
+        "value": float("nan"),
+    }
+    return {
+        "scores": pd.DataFrame(scores),
+        "prompts": pd.DataFrame([prompt]),
+        "images": pd.DataFrame([image]),
+        "sample_scores": pd.DataFrame([sample]),
+    }
+
+
+def make(runs: Path, run_id: str, model: str = "oracle", minute: int = 0, fid: float = 1 / 3):
+    run = record(run_id, model, minute)
+    write_run(runs / run_id, run, tables(run, fid))
+    return runs / run_id
+
+
+def content(store: Store) -> dict[str, list[dict[str, object]]]:
+    return {
+        name: store.query(f"SELECT * FROM {name} ORDER BY ALL").to_pylist()
+        for name in TABLES
+        if name != "schema_info"
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "Results" / "chexgenbench.duckdb")
+    runs = tmp_path / "runs"
+    store.ingest([make(runs, "aa-1"), make(runs, "ab-2", "noise", 1, 2.5)])
+    return store
+
+
+def test_ingest_is_idempotent_and_rebuild_gives_the_same(store: Store, tmp_path: Path) -> None:
+    before = content(store)
+    assert len(before["runs"]) == 2 and len(before["scores"]) == 2 * 5 * 15
+    assert before["images"][0]["seed"] == 2**63 - 1
+    assert before["sample_scores"][0]["value"] is None
+    assert len(before["models"]) == 2
+    store.ingest(finished_runs(tmp_path / "runs"))
+    assert content(store) == before
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    store.path.write_bytes(b"rubbish" * 1000)
+    result = store.rebuild(tmp_path / "runs")
+    assert result.run_ids == ["aa-1", "ab-2"] and len(result.skipped) == 1
+    assert content(store) == before
+    store.delete(["aa-1"])
+    after = content(store)
+    assert {row["run_id"] for row in after["scores"]} == {"ab-2"}
+    assert [row["model"] for row in after["models"]] == ["noise"]
+    assert sorted(p.name for p in store.path.parent.iterdir() if p.name.startswith(".tmp")) == []
+
+
+def test_a_run_that_is_under_way_needs_no_tables(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "ac-3"
+    write_record(folder, record("ac-3", minute=9, status="running", finished_at=None))
+    store.ingest([folder])
+    assert (
+        store.query("SELECT count(*) AS n FROM leaderboard WHERE run_id = 'ac-3'")[0][0].as_py()
+        == 0
+    )
+    assert folder not in finished_runs(tmp_path / "runs")
+    write_record(folder, record("ac-3"))
+    with pytest.raises(UserError, match=r"parquet is missing"):
+        store.ingest([folder])
+
+
+def test_latest_run_leads(store: Store, tmp_path: Path) -> None:
+    store.ingest([make(tmp_path / "runs", "zz-9", "noise", 30, 9.0)])
+    rows = questions.leaderboard(store, metric="fid").to_pylist()
+    assert [r["run_id"] for r in rows if r["encoder"] == "rad-dino"] == ["aa-1", "zz-9"]
+    rows = questions.leaderboard(store, metric="coverage").to_pylist()
+    assert [r["model"] for r in rows] == ["noise", "oracle"]
+    rows = questions.leaderboard(store, metric="fid", sort="-value", suite="demo").to_pylist()
+    assert rows[0]["model"] == "noise"
+    best = store.query("SELECT model FROM best WHERE metric='fid' AND subset='overall'")
+    assert set(best.column(0).to_pylist()) == {"oracle"}
+    for bad in ({"metric": "fdi"}, {"subset": "Edma"}, {"sort": "x; drop table runs"}):
+        with pytest.raises(UserError):
+            questions.leaderboard(store, **bad)
+
+
+def test_questions_about_runs(store: Store) -> None:
+    assert questions.resolve_run(store, "aa") == "aa-1"
+    for bad in ("a", "", "q"):
+        with pytest.raises(UserError):
+            questions.resolve_run(store, bad)
+    rows = questions.compare(store, "aa", "ab").to_pylist()
+    assert len(rows) == 75
+    first = next(r for r in rows if r["metric"] == "fid" and r["subset"] == "overall")
+    assert first["better"] == "a" and first["separated"] and first["comparable"]
+    assert questions.list_runs(store).num_rows == 2
+    shown = dict(zip(*questions.show_run(store, "aa").to_pydict().values(), strict=True))
+    assert json.loads(shown["model_parameters"]) == {"a": [0.5], "b": 1}
+
+
+def test_everything_is_commented(store: Store) -> None:
+    bare = store.query(
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+    )
+    assert bare.to_pylist() == []
+    sources = "SELECT comment FROM duckdb_tables() WHERE NOT internal"
+    assert None not in store.query(sources).column(0).to_pylist()
+    views = store.query(
+        "SELECT view_name, comment FROM duckdb_views() WHERE NOT internal"
+    ).to_pylist()
+    assert {v["view_name"] for v in views if v["comment"]} == set(VIEWS)
+    published = store.query("SELECT count(*) AS n FROM published WHERE note LIKE '%shifted%'")
+    assert published[0][0].as_py() == 2 * 8
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO schema_info VALUES (9, now())",
+        "DELETE FROM runs",
+        "COPY runs TO '{out}'",
+        "EXPORT DATABASE '{out}'",
+        "ATTACH '{out}' AS other",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM glob('/etc/*')",
+        "SET enable_external_access = true",
+        "INSTALL httpfs",
+        "SELECT * FROM sql",
+        "SELECT 1; SELECT 2",
+        "",
+    ],
+)
+def test_query_neither_writes_nor_leaves_the_store(store: Store, tmp_path: Path, sql: str) -> None:
+    before = store.path.read_bytes()
+    with pytest.raises(UserError):
+        store.query(sql.format(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists() and store.path.read_bytes() == before
+
+
+def test_an_sql_error_shows_where(store: Store) -> None:
+    with pytest.raises(UserError, match=r"LINE 1: SELECT nothing FROM runs\n +\^"):
+        store.query("SELECT nothing FROM runs")
+
+
+def test_absent_corrupt_foreign_and_newer_stores(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        Store(tmp_path / "no.duckdb").query("SELECT 1")
+    assert "chexgenbench run" in str(caught.value.hint)
+
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("INSERT INTO schema_info VALUES (99, now())")
+    for act in (
+        lambda: store.query("SELECT 1"),
+        lambda: store.ingest([tmp_path / "runs" / "aa-1"]),
+    ):
+        with pytest.raises(UserError, match=rf"99.*{SCHEMA_VERSION}"):
+            act()
+
+    foreign = tmp_path / "foreign.duckdb"
+    with duckdb.connect(str(foreign)) as connection:
+        connection.execute("CREATE TABLE mine (a INT)")
+    whole = store.path.read_bytes()
+    for name, data in (("bad", b"x" * 9000), ("empty", b""), ("cut", whole[:5000])):
+        (tmp_path / f"{name}.duckdb").write_bytes(data)
+    for name in ("foreign", "bad", "empty", "cut"):
+        path = tmp_path / f"{name}.duckdb"
+        before = path.read_bytes()
+        broken = Store(path)
+        for act in (
+            lambda broken=broken: broken.query("SELECT 1"),
+            lambda broken=broken: broken.ingest([tmp_path / "runs" / "aa-1"]),
+        ):
+            with pytest.raises(UserError) as caught:
+                act()
+            assert "store rebuild" in str(caught.value.hint)
+            assert path.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store.path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module.shutil, "copyfile", full)
+    with pytest.raises(UserError, match="No space left"):
+        store.ingest([tmp_path / "runs" / "aa-1"])
+    assert store.path.read_bytes() == before
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Store(tmp_path / "file" / "s.duckdb").ingest([tmp_path / "runs" / "aa-1"])
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from chexgenbench.store.store import Store
+for folder in sys.argv[2:]:
+    Store(Path(sys.argv[1])).ingest([Path(folder)])
+"""
+_READER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1], read_only=True)
+print("open", flush=True)
+sys.stdin.readline()
+print(connection.execute("select count(*) from runs").fetchone()[0], flush=True)
+"""
+
+
+def test_two_writers_at_once_beside_a_reader(store: Store, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    names = [[f"w{writer}-{n}" for n in range(3)] for writer in range(2)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def start(code: str, *arguments: object, **keywords: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.Popen(command, env=environment, text=True, **keywords)
+
+    reader = start(_READER, store.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert reader.stdout is not None and reader.stdout.readline() == "open\n"
+    writers = [start(_WRITER, store.path, *(make(runs, n) for n in group)) for group in names]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert reader.communicate("\n", timeout=60)[0] == "2\n"
+    found = store.query("SELECT run_id FROM runs").column(0).to_pylist()
+    assert sorted(found) == sorted(["aa-1", "ab-2", *names[0], *names[1]])
+
+
+def test_records_are_checked(tmp_path: Path) -> None:
+    run = record("r")
+    write_record(tmp_path, run)
+    assert read_record(tmp_path) == run
+    path = tmp_path / "run.json"
+    value = json.loads(path.read_text())
+    for change in ({"schema_version": 5}, {"colour": 1}, {"status": "odd"}):
+        path.write_text(json.dumps(value | change))
+        with pytest.raises(UserError, match=r"run\.json"):
+            read_record(tmp_path)
+    with pytest.raises(ValueError, match="missing columns"):
+        write_run(tmp_path, run, {"scores": pd.DataFrame({"run_id": ["r"]})})
+    with pytest.raises(ValueError, match="not of 'r'"):
+        write_run(tmp_path, run, tables(record("other")))
+    arrow = conform("scores", tables(run)["scores"])
+    assert conform("scores", arrow) == arrow
+
+
+def test_render_keeps_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"n": [1, None], "value": [1 / 3, float("nan")], "l": [["a", "b"], []]})
+    assert (
+        render(table, "csv", None) == 'n,value,l\n1,0.3333333333333333,"[""a"", ""b""]"\n,nan,[]\n'
+    )
+    rows = json.loads(render(table, "json", tmp_path / "x.json"))
+    assert rows == [{"n": 1, "value": 1 / 3, "l": ["a", "b"]}, {"n": None, "value": None, "l": []}]
+    assert json.loads((tmp_path / "x.json").read_text()) == rows
+    render(table, "parquet", tmp_path / "x.parquet")
+    assert pq.read_table(tmp_path / "x.parquet").num_rows == 2
+    wide = pa.table(
+        {f"column_{i}": [0.123456] * 2 for i in range(20)} | {"text": ["[red]x " * 30] * 2}
+    )
+    for columns in (40, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for shown in (table, wide):
+            text = render(shown, "table", None)
+            assert isinstance(text, str) and max(map(len, text.splitlines())) <= columns
+    assert "0.1235" in text and "[red]" in text
+
+
+def test_export_does_not_double(tmp_path: Path) -> None:
+    first, second = record("r1", extra_info="first, try"), record("r2", "noise")
+    for run in (first, second, first):
+        scores = tables(run)["scores"]
+        export_run(tmp_path, run, scores if run is first else scores.to_dict("records"))
+    overall = pd.read_csv(tmp_path / "image_generation_metrics.csv", float_precision="round_trip")
+    names = [*PUBLISHED_COLUMNS, *OWN_COLUMNS]
+    assert list(overall.columns)[: len(names)] == names
+    assert list(overall.columns)[len(names) :] == ["Alignment (phantom-clip)", "FID (phantom-clip)"]
+    assert sorted(overall["Run"]) == ["r1", "r2"] and set(overall["FID"]) == {1 / 3}
+    assert overall["KID"].isna().all() and "first, try" in set(overall["Extra Info"])
+    conditional = pd.read_csv(tmp_path / "conditional_image_generation_metrics.csv")
+    assert len(conditional) == 28
+    assert conditional.loc[conditional["Pathology"] == "Fracture", "FID"].isna().all()
+
+
+def test_export_into_a_published_file_and_a_broken_one(tmp_path: Path) -> None:
+    path = tmp_path / "image_generation_metrics.csv"
+    path.write_text(",".join(PUBLISHED_COLUMNS) + "\n" + ",".join(["0.10"] * 11) + "\n")
+    run = record("r1")
+    export_run(tmp_path, run, tables(run)["scores"])
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3 and lines[1].startswith("0.10,0.10")
+    path.write_text("colour\nred\n")
+    with pytest.raises(UserError, match="FID"):
+        export_run(tmp_path, run, tables(run)["scores"])
+    assert path.read_text() == "colour\nred\n"
