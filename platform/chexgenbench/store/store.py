@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,11 +94,12 @@ class Store:
                         f"The query holds {len(statements)} statements, not one.",
                         hint="Give one SELECT.",
                     )
-                # A cursor of its own: the version check may have left a result unread.
-                relation = connection.cursor().sql(sql, params=list(parameters) or None)
-                if relation is None:
-                    return pa.table({})
-                return relation.to_arrow_table()
+                # Only execute() says where in the text an error is; that its Arrow result is a
+                # copy, of which DuckDB warns, costs little beside the query.
+                result = connection.execute(sql, list(parameters))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)
+                    return result.to_arrow_table()
             except duckdb.Error as error:
                 raise UserError(
                     str(error).strip(),
