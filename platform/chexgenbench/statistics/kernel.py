@@ -161,23 +161,37 @@ def _gaussian(x: FloatArray, y: FloatArray) -> FloatArray:
     return kernels
 
 
-def _sums(x: FloatArray, y: FloatArray, kernel: Kernel, vectors: FloatArray) -> FloatArray:
-    """Kernel matrix of x and y times ``vectors`` [m, v]; its diagonal left out where x is y."""
-    sums = np.empty((len(x), vectors.shape[1]))
+def _within(x: FloatArray, kernel: Kernel, vectors: FloatArray) -> FloatArray:
+    """Kernel matrix of x less its diagonal, times ``vectors`` [n, v]; each pair taken once."""
+    sums = np.zeros(vectors.shape)
+    for rows in blocks(len(x), len(x)):
+        values = kernel(x[rows], x[rows.start :])
+        size = rows.stop - rows.start
+        np.fill_diagonal(values, 0.0)
+        sums[rows] += values @ vectors[rows.start :]
+        sums[rows.stop :] += values[:, size:].T @ vectors[rows]
+    return sums
+
+
+def _between(
+    x: FloatArray, y: FloatArray, kernel: Kernel, for_x: FloatArray, for_y: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Kernel matrix of x and y times ``for_x`` [m, v], and its transpose times ``for_y`` [n, v]."""
+    of_x, of_y = np.zeros((len(x), for_x.shape[1])), np.zeros((len(y), for_y.shape[1]))
     for rows in blocks(len(x), len(y)):
         values = kernel(x[rows], y)
-        if x is y:
-            values[np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)] = 0.0
-        sums[rows] = values @ vectors
-    return sums
+        of_x[rows] = values @ for_x
+        of_y += values.T @ for_y[rows]
+    return of_x, of_y
 
 
 def _mmd_value(x: FloatArray, y: FloatArray, kernel: Kernel) -> float:
     n, m = len(x), len(y)
     ones_x, ones_y = np.ones((n, 1)), np.ones((m, 1))
-    within = _sums(x, x, kernel, ones_x).sum() / (n * (n - 1))
-    within += _sums(y, y, kernel, ones_y).sum() / (m * (m - 1))
-    return float(within - 2 * _sums(x, y, kernel, ones_y).sum() / (n * m))
+    within = _within(x, kernel, ones_x).sum() / (n * (n - 1))
+    within += _within(y, kernel, ones_y).sum() / (m * (m - 1))
+    between = _between(x, y, kernel, ones_y, ones_x)[0].sum() / (n * m)
+    return float(within - 2 * between)
 
 
 def _mmd(x: FloatArray, y: FloatArray, units: Units, kernel: Kernel) -> tuple[float, Influence]:
@@ -185,8 +199,8 @@ def _mmd(x: FloatArray, y: FloatArray, units: Units, kernel: Kernel) -> tuple[fl
     probes = units.probes(_PROBES)
     with_x = np.column_stack([np.ones(n), probes[units.real]])
     with_y = np.column_stack([np.ones(m), probes[units.fake]])
-    xx, yy = _sums(x, x, kernel, with_x), _sums(y, y, kernel, with_y)
-    xy, yx = _sums(x, y, kernel, with_y), _sums(y, x, kernel, with_x)
+    xx, yy = _within(x, kernel, with_x), _within(y, kernel, with_y)
+    xy, yx = _between(x, y, kernel, with_y, with_x)
     xx /= n * (n - 1)
     yy /= m * (m - 1)
     xy /= n * m

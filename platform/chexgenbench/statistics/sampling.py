@@ -208,7 +208,8 @@ def estimate(
     freedom = influence.degrees_of_freedom()
     if freedom < 1:
         return withheld(value, "one independent unit only", warning=warning)
-    error = float(np.sqrt(influence.variance() + extra))
+    variance = influence.variance()
+    error = float(np.sqrt(max(variance + extra, variance / 2)))
     if error == 0.0:
         return Estimate(
             value, None, None, None, "no variation between the units", warning, influence
