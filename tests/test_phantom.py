@@ -249,19 +249,16 @@ def test_a_row_is_enough_to_draw_its_image() -> None:
 
 def test_images_are_written_once_and_mended(tmp_path: Path) -> None:
     rows = read_rows(data_folder("demo_split") / FILE_NAMES["test"])[:6]
-    table = tmp_path / "rows.csv"
-    table.write_text(csv_text(rows))
-    assert render_images([table], tmp_path / "images", size=64).written == 6
+    assert render_images(rows, tmp_path / "images", size=64).written == 6
     first = tmp_path / "images" / rows[0]["path"]
     content = first.read_bytes()
     first.write_bytes(content[: len(content) // 2])
-    again = render_images([table], tmp_path / "images", size=64)
+    again = render_images(rows, tmp_path / "images", size=64)
     assert (again.written, again.kept) == (1, 5)
     assert first.read_bytes() == content
     assert not list((tmp_path / "images").rglob("*.tmp"))
-    table.write_text(csv_text([rows[0] | {"path": "../outside.png"}]))
     with pytest.raises(ValueError, match="leaves"):
-        render_images([table], tmp_path / "images")
+        render_images([rows[0] | {"path": "../outside.png"}], tmp_path / "images")
 
 
 def test_the_oracle_draws_fresh_patients() -> None:

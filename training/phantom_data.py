@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +42,7 @@ def _draw(item: tuple) -> Images:  # type: ignore[type-arg]
 def _cached(path: Path, draw, items: list) -> Images:  # type: ignore[no-untyped-def, type-arg]
     if path.exists():
         return np.load(path)
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        images = np.stack(list(pool.map(draw, items, chunksize=50)))
+    images = np.stack([draw(item) for item in items])
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, images)
     return images

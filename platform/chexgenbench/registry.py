@@ -324,7 +324,9 @@ def describe(spec: Spec) -> dict[str, Any]:
                 {
                     "name": name,
                     "type": _type_name(info.annotation),
-                    "default": None if info.is_required() else info.get_default(),
+                    "default": None
+                    if info.is_required()
+                    else info.get_default(call_default_factory=True),
                     "required": info.is_required(),
                     "description": info.description or "",
                 }

@@ -10,7 +10,7 @@ import ast
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -215,48 +215,31 @@ class Rendered:
     kept: int
 
 
-def render_images(
-    csv_paths: Iterable[Path], root: Path, *, size: int = 128, workers: int = 1
-) -> Rendered:
+def render_images(rows: Sequence[Row], root: Path, *, size: int = 128) -> Rendered:
     """Write the PNG of every row below `root`, at the row's `path`.
 
     Existing images that open and have the right size are kept. Each file is written aside and
     renamed, so a killed call leaves no half image and another may run at the same time.
 
     Args:
-        csv_paths: files of the demo split.
+        rows: of the demo split, see `read_rows`.
         root: the image root; folders are made as needed.
         size: pixels a side.
-        workers: processes to draw with.
     """
-    rows = [row for path in csv_paths for row in read_rows(path)]
+    from PIL import Image
+
     base = root.resolve()
     for row in rows:
         if not (base / row["path"]).resolve().is_relative_to(base):
             raise ValueError(f"the path of {row['id']} leaves the image root")
     todo = [row for row in rows if not _good(root / row["path"], size)]
-    if workers > 1 and len(todo) > 200:
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-
-        parts = [(todo[i::workers], root, size) for i in range(workers)]
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(_write_rows, parts))
-    else:
-        _write_rows((todo, root, size))
-    return Rendered(len(todo), len(rows) - len(todo))
-
-
-def _write_rows(job: tuple[list[Row], Path, int]) -> None:
-    from PIL import Image
-
-    rows, root, size = job
-    for row in rows:
+    for row in todo:
         path = root / row["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
         Image.fromarray(render_row(row, size)).save(aside, format="PNG")
         aside.replace(path)
+    return Rendered(len(todo), len(rows) - len(todo))
 
 
 def _good(path: Path, size: int) -> bool:

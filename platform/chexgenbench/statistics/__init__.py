@@ -1,0 +1,52 @@
+"""Pure numerics on arrays: each function takes features or values and returns an `Estimate`.
+
+Nothing here knows of files, plugins or the store. Importing the package imports neither numpy nor
+anything heavier: a function's module is imported when the function is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from chexgenbench.statistics.estimate import Estimate
+
+if TYPE_CHECKING:
+    from chexgenbench.statistics.averages import cosine_similarity, mean_estimate
+    from chexgenbench.statistics.frechet import frechet_distance, frechet_distance_infinite
+    from chexgenbench.statistics.inception import inception_score
+    from chexgenbench.statistics.kernel import cmmd, kernel_distance
+    from chexgenbench.statistics.manifold import precision_recall_density_coverage
+
+__all__ = [
+    "Estimate",
+    "cmmd",
+    "cosine_similarity",
+    "frechet_distance",
+    "frechet_distance_infinite",
+    "inception_score",
+    "kernel_distance",
+    "mean_estimate",
+    "precision_recall_density_coverage",
+]
+
+_MODULES = {
+    "cmmd": "kernel",
+    "cosine_similarity": "averages",
+    "frechet_distance": "frechet",
+    "frechet_distance_infinite": "frechet",
+    "inception_score": "inception",
+    "kernel_distance": "kernel",
+    "mean_estimate": "averages",
+    "precision_recall_density_coverage": "manifold",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -94,9 +94,7 @@ def frechet_distance(
     True
     """
     x, y = two_sides(real, fake, minimum=2)
-    units = units_of(
-        len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake
-    )
+    units = units_of(len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake)
     singular = _singular(x, y)
     if singular or not interval:
         return withheld(_value(x, y), singular or "not asked for", warning=singular)
@@ -148,9 +146,7 @@ def frechet_distance_infinite(
     True
     """
     x, y = two_sides(real, fake, minimum=4)
-    units = units_of(
-        len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake
-    )
+    units = units_of(len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake)
     random = np.random.default_rng(seed)
     halves = [
         _value(x[side[units.real]], y[side[units.fake]])
@@ -232,15 +228,17 @@ def _distance(x: FloatArray, y: FloatArray, gap: FloatArray, cross: float) -> fl
 def _factor(centred: FloatArray) -> FloatArray:
     """F with F' F the covariance: the rows themselves, its Cholesky factor, or its eigenvectors."""
     rows, width = centred.shape
+    factor: FloatArray
     if rows <= width:
-        return centred / np.sqrt(rows - 1)
+        factor = centred / np.sqrt(rows - 1)
+        return factor
     covariance = centred.T @ centred / (rows - 1)
     try:
-        cholesky: FloatArray = np.linalg.cholesky(covariance)
-        return cholesky.T
+        factor = np.linalg.cholesky(covariance).T
     except np.linalg.LinAlgError:  # rank below d: a constant column, duplicates
         values, vectors = np.linalg.eigh(covariance)
-        return np.sqrt(np.clip(values, 0.0, None))[:, None] * vectors.T
+        factor = np.sqrt(np.clip(values, 0.0, None))[:, None] * vectors.T
+    return factor
 
 
 def _singular(x: FloatArray, y: FloatArray) -> str | None:
@@ -275,9 +273,9 @@ def _influence(fit: _Fit, units: Units) -> Influence:
         second_x[:, column] = (_quadratic(x_frame, shift) - level) / (n - 1) + 2 * (
             x @ mean_shift
         ) / n
-        second_y[:, column] = -(_quadratic(y_frame, shift) - level) / (m - 1) - 2 * (
-            y @ mean_shift
-        ) / m
+        second_y[:, column] = (
+            -(_quadratic(y_frame, shift) - level) / (m - 1) - 2 * (y @ mean_shift) / m
+        )
     return Influence(units, first_x - first_x.mean(), first_y - first_y.mean(), second_x, second_y)
 
 

@@ -88,9 +88,7 @@ def precision_recall_density_coverage(
         raise ValueError(
             f"k = {k} neighbours need more than {k} rows a side, got {len(x)} real and {len(y)} fake"
         )
-    units = units_of(
-        len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake
-    )
+    units = units_of(len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake)
     centre = x.mean(axis=0)
     x, y = x - centre, y - centre
     slack = 1e-12 * max(float((x**2).sum(axis=1).max()), float((y**2).sum(axis=1).max()))
@@ -228,9 +226,7 @@ def _share_covered(cover: _Cover, balls: _Balls, owners: int, points: int) -> Pa
 def _density(cover: _Cover, balls: _Balls, owners: int, points: int, k: int) -> Parts:
     value = float(cover.holders.sum()) / (k * points)
     shell = _count(cover.shell_owner, owners)
-    grown = np.bincount(
-        balls.neighbours.ravel(), weights=np.repeat(shell, k), minlength=owners
-    )
+    grown = np.bincount(balls.neighbours.ravel(), weights=np.repeat(shell, k), minlength=owners)
     change = grown - cover.held
     on_owners = -change / (k * points)
     on_points = (cover.holders / k - value) / points

@@ -74,11 +74,10 @@ class Influence:
     def variance(self) -> float:
         """Variance of the statistic over draws of other units.
 
-        Never less than half of the first-order sum, which is what is left when all variance is
-        of second order (equal distributions).
+        Never less than its second-order part, which is all there is for equal distributions.
         """
-        first = float((self.by_unit() ** 2).sum())
-        return max(first - self.second_order(), first / 2)
+        second = self.second_order()
+        return max(float((self.by_unit() ** 2).sum()) - second, second)
 
     def degrees_of_freedom(self) -> int:
         """Units of the smaller side less one."""
@@ -209,7 +208,7 @@ def estimate(
     if freedom < 1:
         return withheld(value, "one independent unit only", warning=warning)
     variance = influence.variance()
-    error = float(np.sqrt(max(variance + extra, variance / 2)))
+    error = float(np.sqrt(max(variance + extra, variance / 100)))
     if error == 0.0:
         return Estimate(
             value, None, None, None, "no variation between the units", warning, influence

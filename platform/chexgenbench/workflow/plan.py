@@ -378,7 +378,6 @@ def _read_split(
             images_root=root,
             columns=columns,
             uncertain=suite.uncertain,
-            credentialed=split.spec.credentialed,
             materialise=materialise,
         )
 

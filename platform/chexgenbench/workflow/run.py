@@ -100,6 +100,8 @@ def evaluate_images(
     outcome = Outcome()
     for count, text in (
         (own.unmatched, "rows of {csv} have a prompt that the split does not have; left out"),
+        (own.ambiguous, "rows of {csv} have a prompt that stands in several rows of the split; "
+         "they answer the first"),
         (own.repeated, "rows of {csv} repeat a prompt; they count as further images of it"),
     ):
         if count:
@@ -126,14 +128,12 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
         UserError: images that are missing or unreadable, unless they are to be skipped.
     """
     prompts = plan.prompts
-    if prompts.images_root is None or prompts.table["image_path"].isna().all():
+    if not prompts.has_image().any():
         outcome.notes.append("the split has no real images: only metrics that need none are taken")
         return RealSide([None] * len(prompts), 0)
     bad: dict[int, BadImage] = dict(check_images(prompts))
     _judge(plan, bad)
-    known = [
-        i for i, path in enumerate(prompts.table["image_path"]) if path is not None and i not in bad
-    ]
+    known = [i for i in np.flatnonzero(prompts.has_image()).tolist() if i not in bad]
     paths = {i: prompts.path(i) for i in known}
     keys: list[str | None] = [None] * len(prompts)
     for i, key in zip(known, plan.hashes.sha256([paths[i] for i in known]), strict=True):

@@ -1,0 +1,140 @@
+"""Images at the door: what is read from files, and what models return."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from chexgenbench.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SMALLEST = 16
+"""Sides below this many pixels hold no radiograph; encoders would enlarge a few grey levels."""
+
+LARGEST_PIXELS = 100_000_000
+"""Far above any radiograph (about 4,000 x 5,000); a file that claims more is not decoded."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+_PLAIN_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "YCbCr": "RGB"}
+
+
+class BadImage(UserError):
+    """An image file that cannot be used: which one, why, and what to do."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image in `path`, decoded as a whole, 8 bits, mode L or RGB, turned upright by its EXIF.
+
+    Nothing is guessed: 16 bits have no agreed window, CMYK no agreed profile, transparency no
+    agreed background, so each is refused with what to do.
+
+    Raises:
+        BadImage: missing, empty, truncated, not an image, or not of the kind above.
+    """
+    try:
+        if not path.is_file():
+            raise BadImage(f"{path} is missing." if not path.exists() else f"{path} is no file.")
+        if path.stat().st_size == 0:
+            raise BadImage(f"{path} is empty (0 bytes).")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                _check_header(path, image)
+                image.load()
+                return ImageOps.exif_transpose(image).convert(_PLAIN_MODES[image.mode])
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(f"{path} is not an image ({', '.join(_FORMATS)}).") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"{path} is too large: {error}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if "truncated" in reason or "broken data stream" in reason:
+            raise BadImage(f"{path} is truncated: {reason}.") from error
+        raise BadImage(f"{path} cannot be read: {reason}.") from error
+    except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error ...
+        raise BadImage(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > LARGEST_PIXELS:
+        raise BadImage(f"{path} is too large: {width} x {height} pixels.")
+    if min(width, height) < SMALLEST:
+        raise BadImage(
+            f"{path} is {width} x {height} pixels; at least {SMALLEST} a side are needed."
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        raise BadImage(f"{path} holds several images.", hint="Save one image a file.")
+    mode = image.mode
+    if mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        raise BadImage(
+            f"{path} has an alpha channel (mode {mode}).",
+            hint="Save it without transparency, on the background you mean.",
+        )
+    if mode.startswith("I") or mode == "F":
+        raise BadImage(
+            f"{path} has 16 bits or more a pixel (mode {mode}).",
+            hint="Convert it to 8 bits with the window that you mean.",
+        )
+    if mode == "CMYK":
+        raise BadImage(f"{path} is CMYK.", hint="Convert it to greyscale or RGB.")
+    if mode not in _PLAIN_MODES:
+        raise BadImage(f"{path} has the mode {mode}.", hint="Convert it to greyscale or RGB.")
+
+
+def to_image(made: Any) -> tuple[Image.Image, tuple[str, ...]]:
+    """What a model returned, as an 8-bit image (mode L or RGB), and what is suspect about it.
+
+    Args:
+        made: a PIL image of mode L or RGB, or an array [h, w] or [h, w, 3], uint8 in 0..255 or
+            floating in 0..1 (values beyond are clipped, NaN becomes black).
+
+    Returns:
+        The image, and flags among ``nan`` (some value was NaN or infinite), ``black`` (no pixel
+        above 2 of 255) and ``constant`` (all pixels equal).
+
+    Raises:
+        ValueError: anything else.
+
+    >>> import numpy as np
+    >>> to_image(np.zeros((16, 16)))[1]
+    ('black', 'constant')
+    """
+    flags: list[str] = []
+    if isinstance(made, Image.Image):
+        if made.mode not in ("L", "RGB"):
+            raise ValueError(f"an image of mode L or RGB is expected, not {made.mode}")
+        pixels: NDArray[np.uint8] = np.asarray(made, np.uint8)
+    else:
+        pixels = _eight_bits(np.asarray(made), flags)
+    if min(pixels.shape[:2]) < SMALLEST:
+        raise ValueError(f"an image of shape {pixels.shape} is below {SMALLEST} pixels a side")
+    if pixels.max() <= 2:
+        flags.append("black")
+    if pixels.min() == pixels.max():
+        flags.append("constant")
+    return Image.fromarray(pixels), tuple(flags)
+
+
+def _eight_bits(array: NDArray[Any], flags: list[str]) -> NDArray[np.uint8]:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.size == 0:
+        raise ValueError(f"an image [h, w] or [h, w, 3] is expected, not shape {array.shape}")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise ValueError(f"uint8 or floating values are expected, not {array.dtype}")
+    if not np.isfinite(array).all():
+        flags.append("nan")
+        array = np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0)
+    eight: NDArray[np.uint8] = (array.astype(np.float64).clip(0, 1) * 255).round().astype(np.uint8)
+    return eight

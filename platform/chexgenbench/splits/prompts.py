@@ -1,0 +1,294 @@
+"""The prompts table: one row a distinct prompt, with labels, patient and real image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from chexgenbench.errors import UserError, unknown_name
+from chexgenbench.files import digest, inside
+from chexgenbench.images import BadImage, read_image
+from chexgenbench.splits.csv_file import bad_rows, read_csv
+from chexgenbench.splits.labels import Uncertain, decide_uncertain, parse_labels
+from chexgenbench.types import FINDINGS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Materialise = Callable[[Path, Sequence[str]], None]
+
+PUBLISHED_COLUMNS: Mapping[str, str] = {
+    "id": "id",
+    "prompt": "annotated_prompt",
+    "path": "path",
+    "labels": "chexpert_labels",
+    "patient": "patientID",
+    "view": "view",
+}
+"""Our name of each column that is used, and its name in the published annotation files."""
+
+_OPTIONAL = ("view",)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTable:
+    """A validated split side, in the order of its file.
+
+    Attributes:
+        name: of the split.
+        table: ``prompt_id``, ``prompt``, ``patient_id``, ``view``, ``image_path`` (text, missing
+            where unknown), the 14 findings (float64: 1, 0, -1, NaN), ``line`` of the file, and
+            ``copies``: how many rows of the file have this prompt.
+        source_file: the CSV.
+        images_root: the folder that image paths start from; None where there are no images.
+        rows_read: rows of the file before de-duplication.
+        conflicts: (line kept, line dropped) of rows of one prompt whose labels differ.
+        materialise: draws the images of the given ids where they are missing.
+    """
+
+    name: str
+    table: pd.DataFrame
+    source_file: Path
+    images_root: Path | None
+    rows_read: int
+    conflicts: Sequence[tuple[int, int]] = ()
+    materialise: Materialise | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def duplicates(self) -> int:
+        """Rows that repeat the prompt of an earlier one and are left out."""
+        return int(self.table["copies"].sum()) - len(self)
+
+    def limit(self, count: int) -> PromptTable:
+        """The first `count` prompts."""
+        return self.take(np.arange(min(count, len(self))))
+
+    def take(self, rows: NDArray[np.int64]) -> PromptTable:
+        """The rows at those positions, in that order."""
+        return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
+
+    def subset_mask(self, name: str) -> NDArray[np.bool_]:
+        """bool [n]: the rows of ``overall``, or those where a finding's label is 1."""
+        if name == "overall":
+            return np.ones(len(self), np.bool_)
+        if name not in FINDINGS:
+            raise unknown_name("subset", name, ("overall", *FINDINGS))
+        mask: NDArray[np.bool_] = self.table[name].to_numpy(np.float64) == 1.0
+        return mask
+
+    def patient_codes(self) -> NDArray[np.int64] | None:
+        """int64 [n]: equal for rows of one patient; a row without one is a patient of its own.
+        None where no row has one."""
+        known = self.table["patient_id"].notna().to_numpy()
+        if not known.any():
+            return None
+        codes, _ = pd.factorize(self.table["patient_id"])
+        result = np.asarray(codes, np.int64)
+        result[~known] = result.max() + 1 + np.arange(int((~known).sum()))
+        return result
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        columns = ["prompt_id", "prompt", "patient_id", "view", "image_path", *FINDINGS]
+        values = self.table[columns].astype(object).where(self.table[columns].notna(), None)
+        return digest(values.to_numpy().tolist())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that a result can depend on: ids, prompts, patients, labels, paths."""
+        return self._fingerprint
+
+    def has_image(self) -> NDArray[np.bool_]:
+        """bool [n]: whether the row names a real image."""
+        if self.images_root is None:
+            return np.zeros(len(self), np.bool_)
+        named: NDArray[np.bool_] = self.table["image_path"].notna().to_numpy()
+        return named
+
+    def path(self, row: int) -> Path:
+        """Where the real image of a row lies.
+
+        Raises:
+            BadImage: the path leads out of the images root.
+        """
+        if self.images_root is None:
+            raise ValueError("the table has no images root")
+        relative = str(self.table["image_path"].iloc[row])
+        try:
+            return inside(self.images_root, relative)
+        except ValueError as error:
+            raise BadImage(f"{error}.", hint="Image paths start from the images root.") from error
+
+    def materialise_rows(self, rows: Sequence[int]) -> None:
+        """Draws the images of these rows where the split is procedural and they are missing."""
+        if self.materialise is not None:
+            self.materialise(self.source_file, self.table["prompt_id"].iloc[list(rows)].tolist())
+
+
+def read_prompts(
+    path: Path,
+    *,
+    name: str,
+    images_root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    uncertain: Uncertain = "keep",
+    materialise: Materialise | None = None,
+) -> PromptTable:
+    """Reads and checks a CSV file of prompts.
+
+    Rows of one prompt are one row: the first is kept, as published, and the same for both sides.
+
+    Args:
+        columns: our names of columns (see `PUBLISHED_COLUMNS`) to the file's, where they differ; an
+            empty name says that the file has no such column.
+        uncertain: what -1 counts as; kept apart by default.
+
+    Raises:
+        UserError: a file that cannot be read, a missing column, or rows that cannot be used, each
+            listed with its line.
+    """
+    raw = read_csv(path)
+    names = {**PUBLISHED_COLUMNS, **(columns or {})}
+    chosen = _choose(path, raw, names, given=columns or {})
+    cells = {role: raw[column].str.strip() for role, column in chosen.items() if role != "prompt"}
+    prompts = raw[chosen["prompt"]]
+    faults: list[tuple[int, str]] = [
+        (int(line), "the prompt is empty") for line in raw["line"][prompts.str.strip() == ""]
+    ]
+    labels = _labels(raw["line"], cells.get("labels"), faults)
+    if faults:
+        raise bad_rows(path, faults)
+
+    table = pd.DataFrame(
+        {
+            "prompt_id": cells["id"] if "id" in cells else raw["line"].map("row-{}".format),
+            "prompt": prompts,
+            "patient_id": _known(cells, "patient", raw.index),
+            "view": _known(cells, "view", raw.index),
+            "image_path": _known(cells, "path", raw.index),
+            **dict(zip(FINDINGS, decide_uncertain(labels, uncertain).T, strict=True)),
+            "line": raw["line"],
+        }
+    )
+    table, conflicts = _distinct(table, labels)
+    _check_ids(path, table)
+    return PromptTable(
+        name=name,
+        table=table,
+        source_file=path,
+        images_root=images_root,
+        rows_read=len(raw),
+        conflicts=conflicts,
+        materialise=materialise,
+    )
+
+
+def check_images(prompts: PromptTable, *, decode: bool = False) -> list[tuple[int, BadImage]]:
+    """The rows whose real image is missing or lies outside the root, with why.
+
+    Args:
+        decode: also decodes every image.
+    """
+    rows = np.flatnonzero(prompts.has_image()).tolist()
+    prompts.materialise_rows(rows)
+    bad: list[tuple[int, BadImage]] = []
+    for row in rows:
+        try:
+            path = prompts.path(row)
+            if decode:
+                read_image(path)
+            elif not path.is_file():
+                raise BadImage(f"{path} is missing.")
+        except BadImage as error:
+            bad.append((row, error))
+    return bad
+
+
+def _choose(
+    path: Path, raw: pd.DataFrame, names: Mapping[str, str], given: Mapping[str, str]
+) -> dict[str, str]:
+    """Role to column of the file, for the roles that the file has."""
+    there = [column for column in raw.columns if column != "line"]
+    chosen: dict[str, str] = {}
+    missing: list[str] = []
+    for role, column in names.items():
+        if column in there:
+            chosen[role] = column
+        elif (column or role == "prompt") and (role in given or role not in _OPTIONAL):
+            missing.append(f"{column!r} ({role})")
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path} lacks the column{plural} {', '.join(missing)}; it has {', '.join(there)}.",
+            hint="Name the file's own columns, for example --column prompt=caption; "
+            "say that there is none with an empty name, for example --column labels=",
+        )
+    return chosen
+
+
+def _labels(
+    lines: pd.Series[int], texts: pd.Series[str] | None, faults: list[tuple[int, str]]
+) -> NDArray[np.float64]:
+    result = np.full((len(lines), len(FINDINGS)), np.nan)
+    if texts is None:
+        return result
+    # Many rows have the same labels: each distinct text is parsed once.
+    codes, distinct = pd.factorize(texts)
+    parsed = np.full((len(distinct), len(FINDINGS)), np.nan)
+    wrong: dict[int, str] = {}
+    for number, text in enumerate(distinct):
+        try:
+            parsed[number] = parse_labels(text)
+        except ValueError as error:
+            wrong[number] = str(error)
+    if wrong:
+        faults += [
+            (int(line), wrong[code])
+            for line, code in zip(lines, codes.tolist(), strict=True)
+            if code in wrong
+        ]
+    return parsed[codes]
+
+
+def _known(cells: Mapping[str, pd.Series[str]], role: str, index: pd.Index) -> pd.Series[str]:
+    """The column with empty cells as missing ones; all missing where the file has none."""
+    if role not in cells:
+        return pd.Series([None] * len(index), index=index, dtype="str")
+    return cells[role].where(cells[role] != "")
+
+
+def _distinct(
+    table: pd.DataFrame, labels: NDArray[np.float64]
+) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
+    """One row a prompt, and the lines of repeated ones with other labels."""
+    codes, _ = pd.factorize(table["prompt"])
+    _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    kept = first[codes]
+    same = (labels == labels[kept]) | (np.isnan(labels) & np.isnan(labels[kept]))
+    lines = table["line"].to_numpy()
+    differing = np.flatnonzero(~same.all(axis=1))
+    conflicts = [(int(lines[kept[row]]), int(lines[row])) for row in differing]
+    distinct = table.iloc[first].assign(copies=counts).reset_index(drop=True)
+    return distinct, conflicts
+
+
+def _check_ids(path: Path, table: pd.DataFrame) -> None:
+    faults = [
+        (int(line), "the id is empty") for line in table["line"][table["prompt_id"] == ""]
+    ]
+    repeated = table[table["prompt_id"].duplicated(keep="first") & (table["prompt_id"] != "")]
+    first = table.drop_duplicates("prompt_id").set_index("prompt_id")["line"]
+    faults += [
+        (int(row.line), f"the id is that of line {first[row.prompt_id]}, with another prompt")
+        for row in repeated.itertuples()
+    ]
+    if faults:
+        raise bad_rows(path, faults, "Mend the ids, or number the rows instead: --column id=")

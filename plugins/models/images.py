@@ -1,0 +1,91 @@
+"""A folder of ready images as a model: one image for each prompt of the split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from chexgenbench import (
+    Context,
+    Image,
+    Location,
+    Model,
+    ModelSpec,
+    Parameters,
+    Request,
+    UserError,
+    hookimpl,
+)
+from chexgenbench.images import read_image
+from chexgenbench.splits.user_images import read_image_list
+
+
+class ImagesParameters(Parameters):
+    folder: Annotated[str, Location()] = Field(
+        "assets/synthetic_images", description="The folder of the images."
+    )
+    csv: Annotated[str | None, Location()] = Field(
+        None,
+        description="prompt_INFO.csv (prompt, img_savename); without it the files are named "
+        "SyntheticImg_<id>.png, as the published code does.",
+    )
+
+
+class Images(Model):
+    """Answers each prompt with its image; a prompt without one stops the run.
+
+    To score images for a part of the prompts use ``chexgenbench evaluate``.
+    """
+
+    parameters: ImagesParameters
+
+    @classmethod
+    def files(cls, parameters: ImagesParameters, context: Context) -> dict[str, Path]:
+        """Prompt to file, or ``SyntheticImg_<id>`` to file where there is no CSV."""
+        folder = context.home / Path(parameters.folder).expanduser()
+        if parameters.csv is not None:
+            listed = read_image_list(context.home / Path(parameters.csv).expanduser(), folder)
+            return dict(reversed(listed))  # the first image of a prompt counts
+        if not folder.is_dir():
+            raise UserError(f"The folder of images {folder} does not exist.")
+        return {path.stem: path for path in sorted(folder.glob("SyntheticImg_*.png"))}
+
+    @classmethod
+    def weights(cls, parameters: ImagesParameters, context: Context) -> Sequence[Path]:
+        files = cls.files(parameters, context)
+        if not files:
+            raise UserError(
+                f"There is no image for the model 'images' in {parameters.folder}.",
+                hint="Name a table: --set images.csv=prompt_INFO.csv",
+            )
+        return sorted(set(files.values()))
+
+    def __init__(self, parameters: ImagesParameters, context: Context) -> None:
+        super().__init__(parameters, context)
+        self.named = self.files(parameters, context)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+        by_prompt = self.parameters.csv is not None
+        for request in requests:
+            key = request.prompt if by_prompt else f"SyntheticImg_{request.id}"
+            if key not in self.named:
+                raise UserError(
+                    f"There is no image for the prompt {request.prompt_id}.",
+                    hint="Score what there is: chexgenbench evaluate --images-csv ...",
+                )
+            yield read_image(self.named[key])
+
+
+@hookimpl
+def chexgenbench_models() -> Iterator[ModelSpec]:
+    yield ModelSpec(
+        name="images",
+        summary="Ready images of yours, one for each prompt",
+        load=Images,
+        parameters=ImagesParameters,
+        batch_size=32,
+        licence="that of the images",
+    )
