@@ -1,12 +1,34 @@
-.PHONY: test clean
+.PHONY: run test lint docs clean
+
+BIN = .venv/bin
+INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
+
+# One command: the environment, then the demo, ending with the leaderboard.
+run: .venv/installed
+	$(BIN)/chexgenbench run
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Writes the generated parts of README.md and docs/.
+docs: .venv/installed-dev
+	$(BIN)/python docs/generate.py
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch .venv/installed
+	$(INSTALL) .
+	touch $@
 
-test: .venv/installed
-	.venv/bin/python -m pytest tests
+.venv/installed-dev: .venv/installed
+	$(INSTALL) '.[dev]'
+	touch $@
 
+# Images, scores and the store stay.
 clean:
 	rm -rf .venv build dist

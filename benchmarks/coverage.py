@@ -5,8 +5,10 @@
 Each scenario draws both sides again and again. An interval is for the statistic's own expectation
 at these sizes (the mean over all repeats), or for a known population value where one is named.
 Printed for each score: the share of intervals that hold it, with the 95 % range that this number
-of repeats leaves to a true 95 %, the mean standard error over the standard deviation that it
-estimates, and the share of draws whose interval was withheld.
+of intervals leaves to a true 95 %; the share of all draws that gave a wrong interval; the share
+whose interval was withheld; and the mean standard error over the standard deviation that it
+estimates. Where most are withheld, the few that are given come from unusual draws and hold less
+often: what counts there is the share of wrong ones.
 """
 
 from __future__ import annotations
@@ -83,9 +85,7 @@ class World:
             design["groups_fake"] = [f"{prefix}{i}" for i in fake_patient]
         return x, self.scale * y + direction, design
 
-    def _mix(
-        self, rng: np.random.Generator, patient: FloatArray, prompt: FloatArray
-    ) -> FloatArray:
+    def _mix(self, rng: np.random.Generator, patient: FloatArray, prompt: FloatArray) -> FloatArray:
         rest = 1.0 - self.patient - self.prompt
         rows = (
             np.sqrt(self.patient) * patient
@@ -134,9 +134,8 @@ def _mean(
 ) -> Draw:
     def draw(rng: np.random.Generator) -> Scores:
         groups = patients(rng, n, images)
-        normal = (
-            np.sqrt(patient) * rng.normal(size=n)[groups]
-            + np.sqrt(1 - patient) * rng.normal(size=n)
+        normal = np.sqrt(patient) * rng.normal(size=n)[groups] + np.sqrt(1 - patient) * rng.normal(
+            size=n
         )
         values = {
             "normal": normal,
@@ -174,9 +173,7 @@ def _subsets(world: World, size: int, subsets: int) -> Draw:
     def draw(rng: np.random.Generator) -> Scores:
         x, y, design = world.draw(rng)
         seed = int(rng.integers(2**32))
-        return {
-            "": kernel_distance(x, y, subset_size=size, subsets=subsets, seed=seed, **design)
-        }
+        return {"": kernel_distance(x, y, subset_size=size, subsets=subsets, seed=seed, **design)}
 
     return draw
 
@@ -214,9 +211,7 @@ def scenarios() -> Iterator[Scenario]:
         "d=16 n=500 paired": World(500, 16, **APART, **PAIRED),
         "d=16 n=500 paired equal": World(500, 16, **PAIRED),
         "d=16 n=500 patients": World(500, 16, **APART, **CLUSTERED),
-        "d=16 n=500 paired patients": World(
-            500, 16, **APART, paired=True, prompt=0.3, **CLUSTERED
-        ),
+        "d=16 n=500 paired patients": World(500, 16, **APART, paired=True, prompt=0.3, **CLUSTERED),
         "d=16 n=500 patients equal": World(500, 16, **CLUSTERED),
         "d=64 n=500 apart": World(500, 64, **APART),
         "d=64 n=500 equal": World(500, 64),
@@ -226,6 +221,7 @@ def scenarios() -> Iterator[Scenario]:
         "d=64 n=70 apart": World(70, 64, **APART),
         "d=64 n=70 equal": World(70, 64),
         "d=64 n=200 patients": World(200, 64, **APART, **CLUSTERED),
+        "d=64 n=200 patients alike": World(200, 64, **APART, images=4.0, patient=0.95),
         "d=2 n=4 apart": World(4, 2, **APART),
         "d=2 n=10 apart": World(10, 2, **APART),
     }
@@ -239,6 +235,7 @@ def scenarios() -> Iterator[Scenario]:
         "d=16 n=128 equal": World(128, 16),
         "d=16 n=500 paired": World(500, 16, **APART, **PAIRED),
         "d=16 n=1000 patients": World(1000, 16, **APART, **CLUSTERED),
+        "d=16 n=600 patients alike": World(600, 16, **APART, images=4.0, patient=0.95),
         "d=64 n=512 apart": World(512, 64, **APART),
         "d=64 n=512 equal": World(512, 64),
         "d=64 n=512 steep": World(512, 64, **APART, decay=1.5),
@@ -274,8 +271,10 @@ def scenarios() -> Iterator[Scenario]:
         "d=4 n=500 equal": World(500, 4),
         "d=16 n=500 equal": World(500, 16),
         "d=16 n=500 apart": World(500, 16, shift=1.5, scale=0.9),
-        "d=16 n=500 far": World(500, 16, shift=4.0, scale=0.7),
-        "d=16 n=500 very far": World(500, 16, shift=6.0, scale=0.7),
+        "d=16 n=500 further": World(500, 16, shift=2.0, scale=0.9),
+        "d=16 n=500 far": World(500, 16, shift=2.5, scale=0.9),
+        "d=16 n=500 very far": World(500, 16, shift=3.0, scale=0.9),
+        "d=16 n=500 m=12": World(500, 16, 12, shift=1.0),
         "d=16 n=500 m=2000": World(500, 16, 2000, shift=1.5),
         "d=16 n=500 paired": World(500, 16, shift=1.5, **PAIRED),
         "d=16 n=500 patients": World(500, 16, shift=1.5, **CLUSTERED),
@@ -284,9 +283,10 @@ def scenarios() -> Iterator[Scenario]:
         ),
         "d=64 n=500 apart": World(500, 64, shift=1.5, scale=0.9),
         "d=16 n=100 apart": World(100, 16, shift=1.5),
+        "d=16 n=100 patients": World(100, 16, shift=1.5, **CLUSTERED),
+        "d=16 n=50 equal": World(50, 16),
         "d=16 n=30 apart": World(30, 16, shift=1.5),
-        "d=16 n=10 apart": World(10, 16, shift=1.5),
-        "d=16 n=7 apart": World(7, 16, shift=1.5),
+        "d=16 n=15 apart": World(15, 16, shift=1.5),
     }.items():
         yield Scenario(f"prdc/{name}", _two_sided(world, precision_recall_density_coverage))
 
@@ -353,8 +353,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{options.repeats} repeats, seed {options.seed}")
-    header = ("scenario", "cover %", "range %", "se/sd", "none %", "truth", "mean", "sd", "ms")
-    print("{:<42}{:>8}{:>12}{:>7}{:>8}{:>12}{:>12}{:>11}{:>7}".format(*header))
+    header = ("cover %", "range %", "wrong %", "none %", "se/sd", "truth", "mean", "sd", "ms")
+    print("{:<42}{:>8}{:>12}{:>8}{:>7}{:>7}{:>11}{:>11}{:>10}{:>7}".format("scenario", *header))
     for scenario in scenarios():
         if options.only not in scenario.name:
             continue
@@ -363,10 +363,12 @@ def main() -> None:
         each = (time.perf_counter() - start) / options.repeats * 1000
         for row in rows:
             low, high = binomial_range(row.intervals) if row.intervals else (np.nan, np.nan)
+            wrong, given = row.intervals - row.held, row.intervals / row.repeats
             print(
                 f"{row.name:<42}{100 * row.rate:>8.1f}{100 * low:>6.1f}-{100 * high:<5.1f}"
-                f"{row.error_ratio:>7.2f}{100 * (1 - row.intervals / row.repeats):>8.1f}"
-                f"{row.truth:>12.5g}{row.mean:>12.5g}{row.deviation:>11.3g}{each:>7.1f}",
+                f"{100 * wrong / row.repeats:>8.1f}{100 * (1 - given):>7.1f}"
+                f"{row.error_ratio:>7.2f}{row.truth:>11.4g}{row.mean:>11.4g}"
+                f"{row.deviation:>10.3g}{each:>7.1f}",
                 flush=True,
             )
 

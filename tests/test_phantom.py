@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+
 from chexgenbench_plugins.data import data_folder
 from chexgenbench_plugins.phantom import (
     FINDINGS,
@@ -41,8 +44,6 @@ from chexgenbench_plugins.phantom.split import (
     read_labels,
     read_rows,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SIZE = 128
 

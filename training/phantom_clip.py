@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from phantom_data import fresh_pairs
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from chexgenbench_plugins.phantom.clip import CONFIG, SIZE, WEIGHTS, build
 from chexgenbench_plugins.phantom.findings import FINDINGS
 from chexgenbench_plugins.phantom.report import vocabulary
+from phantom_data import fresh_pairs
 
 SEED = 20250516
 
@@ -108,9 +108,7 @@ def evaluate(model, tokenize, cache: Path) -> dict:  # type: ignore[no-untyped-d
     read = model.encode_text(tokenize(prompts), normalize=True)
     ranks = (seen @ read.T).argsort(1, descending=True)
     hits = ranks == torch.arange(len(images))[:, None]
-    names = model.encode_text(
-        tokenize([f"{finding}." for finding in FINDINGS]), normalize=True
-    )
+    names = model.encode_text(tokenize([f"{finding}." for finding in FINDINGS]), normalize=True)
     scores = (seen @ names.T).numpy()
     return {
         "retrieval_at_1_of_500": float(hits[:, :1].any(1).float().mean()),

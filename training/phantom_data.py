@@ -21,7 +21,9 @@ def training_side(cache: Path) -> tuple[Images, list[str]]:
     return _cached(cache / "train.npy", render_row, rows), [row["annotated_prompt"] for row in rows]
 
 
-def fresh_pairs(count: int, name: str, cache: Path) -> tuple[Images, list[str], NDArray[np.float64]]:
+def fresh_pairs(
+    count: int, name: str, cache: Path
+) -> tuple[Images, list[str], NDArray[np.float64]]:
     """Images, prompts and labels [count, 14] of patients drawn from the seeds that `name` opens."""
     studies = []
     for number in range(count):

@@ -25,11 +25,11 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from phantom_data import training_side
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from chexgenbench_plugins.phantom.report import vocabulary
+from phantom_data import training_side
 
 SEED = 20250516
 LENGTH = 60

@@ -39,6 +39,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, suffix: str) -> None:
+    """Removes what killed writers left of `atomic_path`; the caller holds the folder's lock."""
+    for path in folder.glob(f".tmp-*{suffix}"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

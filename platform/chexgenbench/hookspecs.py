@@ -107,7 +107,7 @@ def chexgenbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
         def chexgenbench_metrics():
             yield MetricSpec(
                 name="mean-gap", summary="Distance of the feature means", load=MeanGap,
-                metric="set", scores=(ScoreSpec(name="mean_gap", higher_is_better=False, lowest=0),),
+                metric="set", scores=(ScoreSpec(name="mean_gap", higher_is_better=False),),
             )
     """
 

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -108,11 +108,8 @@ class Plugin(Generic[S]):
 
     def identity(self) -> dict[str, str]:
         """Name, version and hash of the defining source: what a result depends on."""
-        return {
-            "name": self.spec.name,
-            "version": self.spec.version,
-            "source": self.source_hash(),
-        }
+        version: str = getattr(self.spec, "version", "")
+        return {"name": self.spec.name, "version": version, "source": self.source_hash()}
 
     def source_hash(self) -> str:
         """SHA-256 of the module that `load` names; empty where there is no source file."""
@@ -174,12 +171,8 @@ class Registry:
 
     def of_kind(self, kind: str) -> Mapping[str, Plugin[Any]]:
         """The plugins of ``models``, ``encoders``, ``metrics`` or ``splits``."""
-        return {
-            "models": self.models,
-            "encoders": self.encoders,
-            "metrics": self.metrics,
-            "splits": self.splits,
-        }[kind]
+        plugins: Mapping[str, Plugin[Any]] = getattr(self, kind)
+        return plugins
 
     def find(self, kind: str, name: str) -> Plugin[Any]:
         """The plugin of that name; `UserError` with the nearest name, or why it failed to load."""
@@ -193,7 +186,7 @@ class Registry:
         raise error
 
 
-def load_registry(files: Iterable[Path] = (), folder: Path | None = None) -> Registry:
+def load_registry(files: Sequence[Path] = (), folder: Path | None = None) -> Registry:
     """Finds all plugins: built in, installed, in `folder`, and in the named `files`.
 
     Args:
@@ -217,12 +210,9 @@ def load_registry(files: Iterable[Path] = (), folder: Path | None = None) -> Reg
     for path in files:
         if not path.is_file():
             raise UserError(f"The plugin file {path} does not exist.")
-        before = len(problems)
         _register(manager, problems, str(path), lambda path=path: _import_file(path))
-        if len(problems) > before:
-            raise UserError(f"The plugin file {path} cannot be used: {problems[-1].reason}")
         module = manager.get_plugin(str(path))
-        if not manager.get_hookcallers(module):
+        if module is not None and not manager.get_hookcallers(module):
             raise UserError(
                 f"The plugin file {path} has no hook.",
                 hint="Mark a function chexgenbench_models (or _encoders, _metrics, _splits) "
@@ -230,6 +220,7 @@ def load_registry(files: Iterable[Path] = (), folder: Path | None = None) -> Reg
             )
 
     found: dict[str, dict[str, Plugin[Any]]] = {kind: {} for kind in KINDS}
+    named = {str(path) for path in files}
     for kind in KINDS:
         for plugin in _call(manager, kind, problems):
             other = found[kind].get(plugin.name)
@@ -240,6 +231,9 @@ def load_registry(files: Iterable[Path] = (), folder: Path | None = None) -> Reg
                     hint="Rename or remove one of them.",
                 )
             found[kind][plugin.name] = plugin
+    for problem in problems:
+        if problem.source in named:
+            raise UserError(f"The plugin file {problem.source} cannot be used: {problem.reason}")
     return Registry(**found, problems=tuple(problems))
 
 

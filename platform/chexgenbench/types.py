@@ -209,7 +209,7 @@ class Encoder(ABC):
         """
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Texts to float32 [n, d] in the space of ``features``; where `EncoderSpec.text` says so."""
+        """Texts to float32 [n, d] in the space of ``features``, if `EncoderSpec.text` says so."""
         raise NotImplementedError(f"{type(self).__name__} has no text side")
 
 
@@ -381,7 +381,7 @@ class Split(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSpec:
-    """Describes a split.
+    """Describes a split; what it holds is known by its content, so it has no version.
 
     Attributes:
         credentialed: its prompts and images are patients' data: they reach no log, page or

@@ -95,5 +95,8 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         f"(x / 255 - {MEAN}) / {DEVIATION}",
         requires=("transformers",),
         licence="MSRLA (research only), see the weights' page",
-        references=("https://arxiv.org/abs/2401.10815", "https://huggingface.co/microsoft/rad-dino"),
+        references=(
+            "https://arxiv.org/abs/2401.10815",
+            "https://huggingface.co/microsoft/rad-dino",
+        ),
     )

@@ -16,8 +16,7 @@ class Frechet(SetMetric):
         if n <= width:
             # The covariance is singular and the bias far above any difference between models.
             raise NotApplicable(
-                f"needs more images than the {width} features, has {n}; "
-                "kid has no such bound"
+                f"needs more images than the {width} features, has {n}; kid has no such bound"
             )
         estimate = frechet_distance(
             real.features,

@@ -29,9 +29,10 @@ class Neighbours(SetMetric):
         from chexgenbench.statistics import precision_recall_density_coverage
 
         k = self.parameters.k
-        if min(len(real), len(fake)) <= k:
+        # Below that each ball spans a quarter of its side, and everything is near everything.
+        if min(len(real), len(fake)) <= 4 * k:
             raise NotApplicable(
-                f"needs more than k = {k} images a side, has {len(real)} and {len(fake)}"
+                f"needs more than 4 k = {4 * k} images a side, has {len(real)} and {len(fake)}"
             )
         return precision_recall_density_coverage(
             real.features,

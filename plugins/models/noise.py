@@ -25,7 +25,9 @@ class Noise(Model):
         own = self.parameters
         for request in requests:
             size = request.size or own.size
-            values = np.random.default_rng(request.seed).normal(own.mean, own.deviation, (size, size))
+            values = np.random.default_rng(request.seed).normal(
+                own.mean, own.deviation, (size, size)
+            )
             yield (values.clip(0, 1) * 255).round().astype(np.uint8)
 
 

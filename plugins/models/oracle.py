@@ -19,16 +19,20 @@ class Oracle(Model):
 
     parameters: OracleParameters
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+    def generate(self, requests: Sequence[Request]) -> Sequence[Image]:
         from chexgenbench_plugins.phantom import oracle_image
+        from chexgenbench_plugins.phantom.canvas import one_thread
 
-        for request in requests:
-            yield oracle_image(
-                request.prompt,
-                request.labels,
-                request.seed,
-                size=request.size or self.parameters.size,
-            )
+        with one_thread():
+            return [
+                oracle_image(
+                    request.prompt,
+                    request.labels,
+                    request.seed,
+                    size=request.size or self.parameters.size,
+                )
+                for request in requests
+            ]
 
 
 @hookimpl

@@ -24,7 +24,9 @@ def build(config: dict[str, Any]) -> tuple[open_clip.CLIP, Tokenize]:
     """The model with random weights, and the function that turns texts into int64 [n, context]."""
     import open_clip
 
-    vision = open_clip.CLIPVisionCfg(**config["vision"] | {"layers": tuple(config["vision"]["layers"])})
+    vision = open_clip.CLIPVisionCfg(
+        **config["vision"] | {"layers": tuple(config["vision"]["layers"])}
+    )
     text = open_clip.CLIPTextCfg(**config["text"])
     model = open_clip.CLIP(config["embed_dim"], vision, text)
     return model, tokenizer(config["vocabulary"], config["text"]["context_length"])

@@ -115,7 +115,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Study:
-    """Findings (at most one of each name, in the order of FINDINGS) and the view, None: unstated."""
+    """Findings (at most one of a name, in the order of FINDINGS) and the view, None: unstated."""
 
     findings: tuple[Finding, ...] = ()
     view: View | None = None

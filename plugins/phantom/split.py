@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anatomy import draw_anatomy
+from .canvas import one_thread
 from .findings import (
     FINDINGS,
     SHAPES,
@@ -233,12 +234,13 @@ def render_images(rows: Sequence[Row], root: Path, *, size: int = 128) -> Render
         if not (base / row["path"]).resolve().is_relative_to(base):
             raise ValueError(f"the path of {row['id']} leaves the image root")
     todo = [row for row in rows if not _good(root / row["path"], size)]
-    for row in todo:
-        path = root / row["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-        Image.fromarray(render_row(row, size)).save(aside, format="PNG")
-        aside.replace(path)
+    with one_thread():
+        for row in todo:
+            path = root / row["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+            Image.fromarray(render_row(row, size)).save(aside, format="PNG")
+            aside.replace(path)
     return Rendered(len(todo), len(rows) - len(todo))
 
 

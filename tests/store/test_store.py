@@ -195,7 +195,8 @@ def test_questions_about_runs(store: Store) -> None:
 
 def test_everything_is_commented(store: Store) -> None:
     bare = store.query(
-        "SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+        "SELECT table_name, column_name FROM duckdb_columns() "
+        "WHERE NOT internal AND comment IS NULL"
     )
     assert bare.to_pylist() == []
     sources = "SELECT comment FROM duckdb_tables() WHERE NOT internal"

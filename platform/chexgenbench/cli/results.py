@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,7 +46,9 @@ def query(
 
 
 def leaderboard(
-    metric: Annotated[str | None, typer.Option(help="One score, such as fid. [default: all]")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="One score, such as fid. [default: all]")
+    ] = None,
     subset: Annotated[str, typer.Option(help="overall, or a finding.")] = "overall",
     sort: Annotated[str | None, typer.Option(help="The column, or score, to sort by.")] = None,
     suite: Annotated[str | None, typer.Option(help="One suite. [default: all]")] = None,
@@ -59,7 +62,18 @@ def leaderboard(
     result = questions.leaderboard(
         _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite
     )
-    _show(result, format, out)
+    shown = (
+        "suite",
+        "metric",
+        "encoder",
+        "subset",
+        "model",
+        "value",
+        "ci_low",
+        "ci_high",
+        "n_fake",
+    )
+    _show(result, format, out, shown=(*shown, "status"), always=("model", "value"))
 
 
 def compare(
@@ -72,11 +86,18 @@ def compare(
     """Two runs, score by score."""
     from chexgenbench.store import questions
 
-    _show(questions.compare(_open(home)[1], first, second), format, out)
+    result = questions.compare(_open(home)[1], first, second)
+    if format is Format.table and out is None and result.num_rows:
+        for side in "ab":
+            print(f"{side}: {result[f'model_{side}'][0]}, run {result[f'run_{side}'][0]}")
+    shown = ("metric", "encoder", "subset", "value_a", "value_b", "difference", "better")
+    _show(result, format, out, shown=(*shown, "separated", "comparable"), always=("value_a",))
 
 
 def report(
-    run: Annotated[list[str] | None, typer.Argument(help="Runs. [default: the leaderboard's]")] = None,
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Runs. [default: the leaderboard's]")
+    ] = None,
     include_credentialed: Credentialed = False,
     home: HomeFolder = None,
 ) -> None:
@@ -98,7 +119,8 @@ def list_(format: FormatOption = Format.table, out: Out = None, home: HomeFolder
     """All runs, the newest first."""
     from chexgenbench.store import questions
 
-    _show(questions.list_runs(_open(home)[1]), format, out)
+    shown = ("run_id", "model", "suite", "status", "n_images", "created_at", "extra_info")
+    _show(questions.list_runs(_open(home)[1]), format, out, shown=shown, always=("run_id", "model"))
 
 
 @runs.command("show")
@@ -154,9 +176,28 @@ def _open(home: Path | None) -> tuple[Home, Store]:
     return place, Store(place.store)
 
 
-def _show(table: pa.Table, format: Format, out: Path | None) -> None:
+def _show(
+    table: pa.Table,
+    format: Format,
+    out: Path | None,
+    *,
+    shown: Sequence[str] = (),
+    always: Sequence[str] = (),
+) -> None:
+    """Prints or writes a result.
+
+    On the screen, only the columns `shown` (all, if none are named), and of those, only what
+    differs between rows, or stands in `always`; the other formats and files have every column.
+    """
     from chexgenbench.store.render import render
 
+    if shown and format is Format.table and out is None:
+        kept = [
+            name
+            for name in shown
+            if name in always or (table.num_rows != 1 and len(table[name].unique()) > 1)
+        ]
+        table = table.select(kept)
     text = render(table, format.value, out)
     if out is not None:
         return

@@ -154,24 +154,30 @@ def generate(
     """Generate the images only; a later `run` scores them without making them again."""
     options = _options(locals())
     from chexgenbench.progress import Progress
-    from chexgenbench.workflow.run import run_suite
+    from chexgenbench.workflow.run import generate_suite
 
-    outcome = run_suite(options, Progress(quiet), generate_only=True)
+    outcome = generate_suite(options, Progress(quiet))
     print(f"{outcome.made} images made, in {options.home.shown(options.home.generations)}")
     _failures(outcome)
 
 
 def evaluate(
     images_csv: Annotated[
-        Path, typer.Option(help="Table with the columns prompt and img_savename.")
-    ] = Path("assets/CSV/prompt_INFO.csv"),
-    images_dir: Annotated[Path, typer.Option(help="The folder of the images.")] = Path(
+        Path | None,
+        typer.Option(
+            help="Your own images: a table with the columns prompt and img_savename, such as "
+            "assets/CSV/prompt_INFO.csv. [default: the images that `generate` made]"
+        ),
+    ] = None,
+    images_dir: Annotated[Path, typer.Option(help="The folder of your own images.")] = Path(
         "assets/synthetic_images"
     ),
     name: Annotated[
-        str | None, typer.Option(help="What to call the model. [default: images:FOLDER]")
+        str | None,
+        typer.Option(help="What to call your own images. [default: images:FOLDER]"),
     ] = None,
     suite: SuiteName = "demo",
+    model: Models = None,
     split: SplitName = None,
     encoder: Encoders = None,
     metric: Metrics = None,
@@ -179,9 +185,14 @@ def evaluate(
     set_: Settings = None,
     images_root: ImagesRoot = None,
     column: Columns = None,
+    limit: Limit = None,
     seed: Seed = None,
+    repeats: Repeats = None,
+    batch_size: BatchSize = None,
+    exact: Exact = False,
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     encode_batch_size: EncodeBatch = 32,
     on_bad_image: BadImage = OnBadImage.fail,
     extra_info: ExtraInfo = "",
@@ -189,12 +200,19 @@ def evaluate(
     include_credentialed: Credentialed = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score your own images, joined to the split by prompt text."""
+    """Score images that are there: your own, joined to the split by prompt text, or generated ones.
+
+    With the same options as `generate`, the images that it made are found again.
+    """
     options = _options(locals())
     from chexgenbench.progress import Progress
-    from chexgenbench.workflow.run import evaluate_images
+    from chexgenbench.workflow.run import evaluate_images, run_suite
 
-    _finish(options, evaluate_images(options, images_csv, images_dir, Progress(quiet), name=name))
+    progress = Progress(quiet)
+    if images_csv is None:
+        _finish(options, run_suite(options, progress, make=False))
+    else:
+        _finish(options, evaluate_images(options, images_csv, images_dir, progress, name=name))
 
 
 def doctor(
@@ -302,18 +320,40 @@ def _finish(options: Options, outcome: Outcome) -> None:
         print(board_text(read_cells(store, runs), models_of(store, runs)))
         shown = options.home.shown
         print(f"Store: {shown(options.home.store)}\nPage:  {shown(page)}")
+        question = (
+            "select finding, model, value from by_finding where metric = 'alignment' order by value"
+        )
+        command = _command()
         print(
             "Try next:\n"
-            "  chexgenbench leaderboard --metric kid --subset 'Pleural Effusion'\n"
-            '  chexgenbench query "select model, subset, value from by_finding '
-            "where metric = 'alignment' order by value\"\n"
-            "  chexgenbench models list"
+            f"  {command} leaderboard --metric kid --subset 'Pleural Effusion'\n"
+            f'  {command} query "{question}"\n'
+            f"  {command} models show stable-diffusion"
         )
     _failures(outcome)
 
 
+def _command() -> str:
+    """What to type to call this program again: its path where it is not on the PATH."""
+    import shutil
+    import sys
+
+    own = Path(sys.argv[0])
+    found = shutil.which(own.name)
+    if found and Path(found).resolve() == own.resolve():
+        return own.name
+    try:
+        return str(own.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(own)
+
+
 def _failures(outcome: Outcome) -> None:
-    for name, reason in outcome.failed.items():
-        typer.echo(f"Failed: {name}: {reason}", err=True)
+    """Says what failed; several models, some of which stand, end with 1, a single one as it did."""
+    for name, error in outcome.failed.items():
+        typer.echo(f"Failed: {name}: {error.message}", err=True)
+        if error.hint:
+            typer.echo(error.hint, err=True)
     if outcome.failed:
-        raise typer.Exit(1)
+        only = not (outcome.runs or outcome.reused or outcome.made) and len(outcome.failed) == 1
+        raise typer.Exit(next(iter(outcome.failed.values())).exit_code if only else 1)

@@ -172,7 +172,9 @@ def extract(
     if not needed:
         return done
 
-    loaded = {plan.name: (plan.plugin.spec, plan.load()) for plan in encoders if plan.name in needed}
+    loaded = {
+        plan.name: (plan.plugin.spec, plan.load()) for plan in encoders if plan.name in needed
+    }
     writers = {plan.name: _Writer(plan.images) for plan in encoders}
 
     def bad(item: ImageItem, error: BadImage) -> None:
@@ -188,7 +190,7 @@ def extract(
                 bad=bad,
                 advance=advance,
             )
-    except ChexGenBenchError:
+    except (ChexGenBenchError, OSError):
         raise
     except Exception as error:
         names = ", ".join(sorted(loaded))

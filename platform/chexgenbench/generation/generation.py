@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chexgenbench.files import atomic_path, digest, write_json
+from chexgenbench.files import atomic_path, digest, read_json, write_json
 from chexgenbench.jobs.generate import ManifestRow, generate, read_manifest
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Model, ModelSpec, Parameters, Request
+
+IDENTITY = "generation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,25 @@ class Generation:
         return sum(request.id in rows for request in self.requests)
 
     def seconds_an_image(self) -> float | None:
-        """The mean of the images made so far; None before the first."""
-        seconds = [row.seconds for row in read_manifest(self.folder).values()]
-        return sum(seconds) / len(seconds) if seconds else None
+        """What an image took so far: here, else in the latest generation of this model and device
+        with the same parameters, else with others; None where the model never made one."""
+
+        def likeness(folder: Path) -> tuple[bool, bool, float]:
+            known = read_json(folder / IDENTITY)
+            same = [known.get(key) == self.identity[key] for key in ("parameters", "batch_size")]
+            return folder == self.folder, all(same), (folder / IDENTITY).stat().st_mtime
+
+        alike = [
+            path.parent
+            for path in self.folder.parent.glob(f"*/{IDENTITY}")
+            if read_json(path).get("model", {}).get("name") == self.plugin.name
+            and read_json(path).get("device") == self.identity["device"]
+        ]
+        for folder in sorted(alike, key=likeness, reverse=True):
+            seconds = [row.seconds for row in read_manifest(folder).values()]
+            if seconds:
+                return sum(seconds) / len(seconds)
+        return None
 
     def run(
         self,
@@ -56,7 +74,7 @@ class Generation:
             assert isinstance(model, Model)  # Plugin.load has checked the class
             return model
 
-        write_json(self.folder / "generation.json", self.identity)
+        write_json(self.folder / IDENTITY, self.identity)
         rows = generate(
             load,
             self.requests,

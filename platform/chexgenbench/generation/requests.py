@@ -48,7 +48,9 @@ def make_requests(
         }
         for row in table[list(FINDINGS)].to_numpy(dtype=float).tolist()
     ]
-    rows = zip(table["prompt_id"], table["prompt"], table["patient_id"], table["view"], labels)
+    rows = zip(
+        table["prompt_id"], table["prompt"], table["patient_id"], table["view"], labels, strict=True
+    )
     return [
         Request(
             id=request_id(prompt_id, repeat),

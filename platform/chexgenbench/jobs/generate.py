@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from chexgenbench.errors import ChexGenBenchError
-from chexgenbench.files import atomic_path, sha256_bytes
+from chexgenbench.files import atomic_path, remove_leftovers, sha256_bytes
 from chexgenbench.images import to_image
 from chexgenbench.types import Model, Request
 
@@ -109,17 +109,31 @@ def generate(
             key: row for key, row in read_manifest(folder).items() if _is_whole(folder / row.path)
         }
         _drop_cut_line(folder / MANIFEST)
+        remove_leftovers(folder / IMAGES, ".png")
         model: Model | None = None
         with (folder / MANIFEST).open("ab") as manifest:
             for number, start in enumerate(range(0, len(requests), batch_size)):
                 batch = requests[start : start + batch_size]
                 if not all(request.id in rows for request in batch):
-                    model = model or load()
+                    model = model or _load(load)
                     _make_batch(model, batch, number, folder, rows, manifest)
                 advance(len(batch))
         return {request.id: rows[request.id] for request in requests}
     finally:
         lock.release()
+
+
+def _load(load: Callable[[], Model]) -> Model:
+    try:
+        return load()
+    except ChexGenBenchError as error:
+        raise ChexGenBenchError(error.message, hint=error.hint) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise ChexGenBenchError(
+            f"The model cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _make_batch(
@@ -134,6 +148,8 @@ def _make_batch(
     start = time.perf_counter()
     try:
         images = list(model.generate(batch))
+    except ChexGenBenchError as error:
+        raise ChexGenBenchError(error.message, hint=error.hint) from error
     except Exception as error:
         raise ChexGenBenchError(
             f"{name} failed on requests {batch[0].id} to {batch[-1].id}: "

@@ -74,7 +74,7 @@ def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]
         ]
         low, high = (min([0.0, *ends]), max(ends)) if ends else (0.0, 1.0)
         span = (high - low) or 1.0
-        entries = []
+        entries: list[dict[str, Any]] = []
         for model in models:
             cell = by_model.get(model)
             if cell is None or cell.value is None:
@@ -116,7 +116,7 @@ def _heat(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
         higher = next(iter(chosen.values())).higher_is_better
         rows = []
         for finding in FINDINGS:
-            row = []
+            row: list[dict[str, Any]] = []
             for model in models:
                 cell = chosen.get((finding, model))
                 if cell is None or cell.value is None:
@@ -131,7 +131,9 @@ def _heat(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
                     }
                 )
             counts = [chosen[key].n_fake for key in chosen if key[0] == finding]
-            rows.append({"finding": finding, "n": max((n or 0 for n in counts), default=0), "cells": row})
+            rows.append(
+                {"finding": finding, "n": max((n or 0 for n in counts), default=0), "cells": row}
+            )
         tables.append(
             {
                 "metric": metric,

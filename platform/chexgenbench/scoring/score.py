@@ -235,6 +235,9 @@ def _sample_metric(
     return scores, samples
 
 
+_NOTHING = Estimate(math.nan)
+
+
 def _require(condition: bool, reason: str) -> None:
     if not condition:
         raise NotApplicable(reason)
@@ -264,6 +267,7 @@ def _scores(
             row_reason = _fault(estimate, declared)
             row_status = "failed" if row_reason else "ok"
         good = estimate if row_status == "ok" else None
+        known = good or _NOTHING
         yield Score(
             metric=declared.name,
             plugin=spec.name,
@@ -273,12 +277,12 @@ def _scores(
             n_real=n_real,
             n_fake=n_fake,
             status=row_status,
-            value=good and good.value,
-            standard_error=good and good.standard_error,
-            ci_low=good and good.ci_low,
-            ci_high=good and good.ci_high,
+            value=good.value if good else None,
+            standard_error=known.standard_error,
+            ci_low=known.ci_low,
+            ci_high=known.ci_high,
             reason=good.reason if good else row_reason,
-            warning=good and good.warning,
+            warning=known.warning,
         )
 
 

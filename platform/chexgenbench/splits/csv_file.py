@@ -36,7 +36,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     table.columns = pd.Index(header)
     if len(table) != len(lines):
         # pandas drops lines of white space alone, which the structure check counts as short rows.
-        raise UserError(f"{path} cannot be read: {len(lines)} records, of which {len(table)} parse.")
+        raise UserError(
+            f"{path} cannot be read: {len(lines)} records, of which {len(table)} parse."
+        )
     return table.assign(line=lines)
 
 

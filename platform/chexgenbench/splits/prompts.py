@@ -74,10 +74,13 @@ class PromptTable:
 
     def take(self, rows: NDArray[np.int64]) -> PromptTable:
         """The rows at those positions, in that order."""
-        return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
+        table = self.table.iloc[rows].reset_index(drop=True)
+        lines = set(table["line"])
+        conflicts = [pair for pair in self.conflicts if pair[0] in lines]
+        return replace(self, table=table, conflicts=conflicts)
 
     def subset_mask(self, name: str) -> NDArray[np.bool_]:
-        """bool [n]: the rows of ``overall``, or those where a finding's label is 1."""
+        """Bool [n]: the rows of ``overall``, or those where a finding's label is 1."""
         if name == "overall":
             return np.ones(len(self), np.bool_)
         if name not in FINDINGS:
@@ -107,7 +110,7 @@ class PromptTable:
         return self._fingerprint
 
     def has_image(self) -> NDArray[np.bool_]:
-        """bool [n]: whether the row names a real image."""
+        """Bool [n]: whether the row names a real image."""
         if self.images_root is None:
             return np.zeros(len(self), np.bool_)
         named: NDArray[np.bool_] = self.table["image_path"].notna().to_numpy()
@@ -281,14 +284,10 @@ def _distinct(
 
 
 def _check_ids(path: Path, table: pd.DataFrame) -> None:
-    faults = [
-        (int(line), "the id is empty") for line in table["line"][table["prompt_id"] == ""]
-    ]
-    repeated = table[table["prompt_id"].duplicated(keep="first") & (table["prompt_id"] != "")]
-    first = table.drop_duplicates("prompt_id").set_index("prompt_id")["line"]
-    faults += [
-        (int(row.line), f"the id is that of line {first[row.prompt_id]}, with another prompt")
-        for row in repeated.itertuples()
-    ]
+    faults = [(int(line), "the id is empty") for line in table["line"][table["prompt_id"] == ""]]
+    first: dict[str, int] = {}
+    for name, line in zip(table["prompt_id"], table["line"], strict=True):
+        if name and first.setdefault(name, line) != line:
+            faults.append((line, f"the id is that of line {first[name]}, with another prompt"))
     if faults:
         raise bad_rows(path, faults, "Mend the ids, or number the rows instead: --column id=")

@@ -22,9 +22,8 @@ class Estimate:
         ci_high: Upper end of it.
         reason: Why the interval is withheld; None where there is one.
         warning: Something a reader of the value should know (for example ``n <= d``).
-        influence: What each row contributed to ``value``, for the difference of two models that
-            answer the same prompts (see :func:`chexgenbench.statistics.difference`). Left out of
-            ``repr`` and of comparisons.
+        influence: What each row contributed to ``value``; None where that is not known. Left out
+            of ``repr`` and of comparisons.
 
     >>> Estimate(1.5, 0.1, 1.3, 1.7)
     Estimate(value=1.5, standard_error=0.1, ci_low=1.3, ci_high=1.7, reason=None, warning=None)

@@ -65,8 +65,7 @@ def frechet_distance(
             the real row that each fake row answers, -1 for none.
         groups_real: A label a row (patient): rows of one label are not independent.
         groups_fake: The same for ``fake``; a label known to both sides is the same patient.
-        interval: False leaves the standard error out, which is three times faster; the value is
-            then equal to about 1e-8 of the features' variance.
+        interval: False leaves the standard error out, which is faster.
 
     Returns:
         Estimate in [0, inf). The interval is for the plug-in's own expectation at this n and m:
@@ -75,8 +74,9 @@ def frechet_distance(
         :func:`frechet_distance_infinite`. Standard error from the influence function in
         O((n + m) d^2), units summed over both sides, second-order variance corrected (see
         ``chexgenbench.statistics.sampling``), which also makes it right for equal distributions.
-        Withheld for n <= d or m <= d, where the covariance is singular. For d / n above one half
-        it is up to a quarter too wide (measured by ``benchmarks/coverage.py``).
+        Withheld for n <= d or m <= d (different rows counted), where the covariance is singular.
+        Too wide by up to a third for d / n above one half and where both distributions are equal
+        (measured by ``benchmarks/coverage.py``).
 
     Raises:
         ValueError: NaN or infinity, fewer than 2 rows, different d, or pairs and groups that do
@@ -130,8 +130,8 @@ def frechet_distance_infinite(
     Returns:
         Estimate, which may be slightly negative for equal distributions. The interval is for the
         Frechet distance between the two distributions' Gaussians (population means and
-        covariances). Withheld unless n and m are at least 8 d: before that the bias is not yet
-        proportional to 1 / N.
+        covariances). Withheld unless both sides have at least 8 d independent units: before that
+        the bias is not yet proportional to 1 / N.
 
     Raises:
         ValueError: as :func:`frechet_distance`; and where there are not two units of two rows a
@@ -153,8 +153,9 @@ def frechet_distance_infinite(
         for _ in range(_PARTITIONS)
         for side in _partition(units, random)
     ]
-    if min(len(x), len(y)) < 8 * x.shape[1]:
-        reason = f"n < 8 d: {min(len(x), len(y))} rows, {x.shape[1]} features"
+    fewest = min(np.unique(units.real).size, np.unique(units.fake).size, _distinct(x), _distinct(y))
+    if fewest < 8 * x.shape[1]:
+        reason = f"n < 8 d: {fewest} independent rows, {x.shape[1]} features"
         value = 2 * _value(x, y) - float(np.mean(halves))
         return withheld(value, reason, warning=f"extrapolated from too few rows ({reason})")
     fit = _fit(x, y)
@@ -200,14 +201,10 @@ def _fit(real: FloatArray, fake: FloatArray) -> _Fit:
 
 
 def _value(real: FloatArray, fake: FloatArray) -> float:
-    """The value of :func:`_fit` alone, to 1e-8 of the features' variance: no eigenvectors."""
+    """The value of :func:`_fit` alone."""
     x, y, gap = _centred(real, fake)
-    cross = _factor(x) @ _factor(y).T
-    if cross.shape == (x.shape[1], x.shape[1]):
-        s = np.sqrt(np.clip(np.linalg.eigvalsh(cross @ cross.T), 0.0, None))
-    else:
-        s = np.linalg.svd(cross, compute_uv=False)
-    return _distance(x, y, gap, float(s.sum()))
+    singular = np.linalg.svd(_factor(x) @ _factor(y).T, compute_uv=False)
+    return _distance(x, y, gap, float(singular.sum()))
 
 
 def _centred(real: FloatArray, fake: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -242,10 +239,17 @@ def _factor(centred: FloatArray) -> FloatArray:
 
 
 def _singular(x: FloatArray, y: FloatArray) -> str | None:
-    rows, width = min(len(x), len(y)), x.shape[1]
-    if rows <= width:
+    """Why no covariance of d features can be had from these rows, or None."""
+    width = x.shape[1]
+    if (rows := min(len(x), len(y))) <= width:
         return f"n <= d: {rows} rows, {width} features, so the covariance is singular"
+    if (rows := min(_distinct(x), _distinct(y))) <= width:
+        return f"n <= d: {rows} different rows, {width} features, so the covariance is singular"
     return None
+
+
+def _distinct(rows: FloatArray) -> int:
+    return len({row.tobytes() for row in rows})
 
 
 def _influence(fit: _Fit, units: Units) -> Influence:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chexgenbench.statistics.arrays import FloatArray, matrix
+from chexgenbench.statistics.arrays import FloatArray, IntArray, matrix
 from chexgenbench.statistics.estimate import Estimate
-from chexgenbench.statistics.sampling import Groups, Influence, estimate, units_of
+from chexgenbench.statistics.sampling import Groups, Influence, estimate, units_of, withheld
 
 __all__ = ["inception_score"]
 
@@ -32,11 +32,12 @@ def inception_score(
 
     Returns:
         Estimate in [1, classes]. The interval is for the score's own expectation at this n and
-        these splits: what other images of the same model would give. Its standard error is taken
-        from what each row contributes (KL(p || q) less its mean, times the part's score), with
-        the second-order variance corrected, and is not the published "standard deviation over the
-        parts", which is about sqrt(splits) times larger and no standard error of anything that
-        is printed.
+        these splits: what other images of the same model would give. Its standard error comes
+        from leaving out each independent unit (delete-a-group jackknife), with the second-order
+        variance corrected (see ``chexgenbench.statistics.sampling``). It is not the published
+        "standard deviation over the parts", which is the spread of one part, some sqrt(splits)
+        times larger, and no error of the mean that is printed. Withheld where a part holds rows
+        of one unit only, and where no unit differs from another.
 
     Raises:
         ValueError: NaN or infinity, negative entries, rows that do not sum to 1 (logits, pool
@@ -70,32 +71,71 @@ def inception_score(
     units = units_of(0, n, groups_fake=groups)
     probes = units.probes(_PROBES)[units.fake]
     scores = np.empty(splits)
-    first_order, second_order = np.empty(n), np.empty(probes.shape)
+    left_out, curved = np.zeros(n), np.empty(probes.shape)
+    fewest = n
     for part in range(splits):
         span = slice(n * part // splits, n * (part + 1) // splits)
-        scores[part], first_order[span], second_order[span] = _part(rows[span], probes[span])
-    influence = Influence(
-        units,
-        np.zeros(0),
-        first_order / splits,
-        np.zeros((0, _PROBES)),
-        second_order / splits,
+        scores[part] = _score(rows[span])
+        changes, at = _left_out(rows[span], units.fake[span])
+        left_out[span.start + at] = changes
+        curved[span] = _curvature(rows[span], probes[span])
+        fewest = min(fewest, at.size)
+    value = float(scores.mean())
+    if fewest < 2:
+        return withheld(value, "a part holds one independent unit only")
+    none = np.zeros((0, _PROBES))
+    influence = Influence(units, none[:, 0], left_out / splits, none, curved / splits)
+    return estimate(value, influence, low=1.0, high=float(classes))
+
+
+def _score(rows: FloatArray) -> float:
+    return float(_scores(rows.sum(axis=0)[None], _entropies(rows).sum()[None], len(rows))[0])
+
+
+def _entropies(rows: FloatArray) -> FloatArray:
+    """Sum of p log p of each row, which is 0 at p = 0."""
+    logs = np.log(rows, out=np.zeros_like(rows), where=rows > 0.0)
+    entropies: FloatArray = np.einsum("ij,ij->i", rows, logs)
+    return entropies
+
+
+def _scores(sums: FloatArray, entropies: FloatArray, rows: IntArray | int) -> FloatArray:
+    """exp(mean KL) of sets of rows given by their sums [sets, classes], entropies and sizes."""
+    means = np.clip(sums, 0.0, None) / np.asarray(rows).reshape(-1, 1)
+    scores: FloatArray = np.exp(np.maximum(entropies / rows - _entropies(means), 0.0))
+    return scores
+
+
+def _left_out(rows: FloatArray, codes: IntArray) -> tuple[FloatArray, IntArray]:
+    """Change of the part's score by each of its units, and the unit's first row.
+
+    By leaving the unit out, exactly: the derivative at the sample, in which a row draws the mean
+    towards itself, is a quarter too small for parts of ten rows.
+    """
+    _, at, unit, sizes = np.unique(
+        codes, return_index=True, return_inverse=True, return_counts=True
     )
-    return estimate(float(scores.mean()), influence, low=1.0, high=float(classes))
+    count = sizes.size
+    if count < 2:
+        return np.zeros(count), at
+    sums = np.zeros((count, rows.shape[1]))
+    np.add.at(sums, unit, rows)
+    entropies = _entropies(rows)
+    of_units = np.bincount(unit, weights=entropies, minlength=count)
+    without = _scores(rows.sum(axis=0) - sums, entropies.sum() - of_units, len(rows) - sizes)
+    changes = np.sqrt((count - 1) / count) * (without.mean() - without)
+    return changes, at
 
 
-def _part(rows: FloatArray, probes: FloatArray) -> tuple[float, FloatArray, FloatArray]:
-    """Score of one part, its derivative by row, and its second derivative times ``probes``."""
+def _curvature(rows: FloatArray, probes: FloatArray) -> FloatArray:
+    """Second derivative of the part's score times ``probes``."""
     size = len(rows)
     mean = rows.mean(axis=0)
     seen = mean > 0.0
     rows, mean = rows[:, seen], mean[seen]
-    # x log x is 0 at 0.
-    logs = np.log(rows, out=np.zeros_like(rows), where=rows > 0.0)
-    divergence = np.einsum("ij,ij->i", rows, logs) - rows @ np.log(mean)
-    score = float(np.exp(max(float(divergence.mean()), 0.0)))
+    divergence = _entropies(rows) - rows @ np.log(mean)
     first = (divergence - divergence.mean()) / size
     off = rows - mean
     curve = -(off / mean) @ (off.T @ probes) / size**2
-    second = curve + first[:, None] * (first @ probes)
-    return score, score * first, score * second
+    second: FloatArray = curve + first[:, None] * (first @ probes)
+    return float(np.exp(divergence.mean())) * second

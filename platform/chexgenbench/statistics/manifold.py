@@ -18,6 +18,7 @@ from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import (
     Groups,
     Pairs,
+    Scale,
     Units,
     estimate,
     linear,
@@ -26,6 +27,12 @@ from chexgenbench.statistics.sampling import (
 )
 
 __all__ = ["precision_recall_density_coverage"]
+
+_EDGE = 1e-12
+"""Distances that differ by less than this share of the squared norms are equal."""
+
+_FEWEST_BALLS = 10
+"""Below that many balls that hold anything, chance decides how many rows the largest holds."""
 
 
 def precision_recall_density_coverage(
@@ -48,7 +55,7 @@ def precision_recall_density_coverage(
     * coverage: share of real rows whose B holds some fake row; [0, 1]
 
     A row exactly on the edge of a ball is outside, as in the published code; "exactly" means
-    within 1e-12 of the largest squared norm, since distances of equal rows differ by rounding.
+    within 1e-12 of the squared norms, since distances of equal rows differ by rounding.
 
     Args:
         real: Features [n, d], n > k, any real dtype (computed in float64).
@@ -64,8 +71,11 @@ def precision_recall_density_coverage(
         statistic's own expectation at this n, m and k; the values depend on all three and must
         not be compared across sizes. Standard error from deleting each row, the interactions of
         two rows taken off once (see ``chexgenbench.statistics.sampling``): the binomial error
-        alone would forget that the balls move too. Withheld where all rows agree (a share of 0
-        or 1 shows no variation), and for n or m = k + 1.
+        alone would forget that the balls move too. Symmetric on the logit, or the logarithm for
+        density, as these scores have long tails near 0 and 1. Withheld where a share is 0 or 1
+        (no variation is seen), where fewer than 10 independent balls hold any row (then a few
+        outliers of the other side decide the score), and for n or m = k + 1. The error is 0 to
+        20 % too large, and up to 40 % in two to four dimensions (``benchmarks/coverage.py``).
 
     Raises:
         ValueError: NaN or infinity, different d, k below 1 or not below n and m, or pairs and
@@ -86,24 +96,29 @@ def precision_recall_density_coverage(
     k = int(k)
     if k >= min(len(x), len(y)):
         raise ValueError(
-            f"k = {k} neighbours need more than {k} rows a side, got {len(x)} real and {len(y)} fake"
+            f"k = {k} neighbours need more than {k} rows a side, "
+            f"got {len(x)} real and {len(y)} fake"
         )
     units = units_of(len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake)
-    centre = x.mean(axis=0)
+    # The median: one outlier must not move all rows away from the origin.
+    centre = np.median(x, axis=0)
     x, y = x - centre, y - centre
-    slack = 1e-12 * max(float((x**2).sum(axis=1).max()), float((y**2).sum(axis=1).max()))
-    around_real, around_fake = _balls(x, k, slack), _balls(y, k, slack)
+    around_real, around_fake = _balls(x, k), _balls(y, k)
     by_real, by_fake = _cover(x, y, around_real, around_fake)
     n, m = len(x), len(y)
 
-    precision, on_real, on_fake, paired = _share_covered(by_real, around_real, n, m)
-    scores = {"precision": _shared(precision, units, on_real, on_fake, paired, 1.0)}
-    recall, on_fake, on_real, paired = _share_covered(by_fake, around_fake, m, n)
-    scores["recall"] = _shared(recall, units, on_real, on_fake, paired, 1.0)
-    density, on_real, on_fake, paired = _density(by_real, around_real, n, m, k)
-    scores["density"] = _shared(density, units, on_real, on_fake, paired, n / k)
-    coverage, on_real, on_fake, paired = _share_covering(by_real, around_real, n, m)
-    scores["coverage"] = _shared(coverage, units, on_real, on_fake, paired, 1.0)
+    precision = _share_covered(by_real, around_real, n, m)
+    recall = _share_covered(by_fake, around_fake, m, n)
+    density = _density(by_real, around_real, n, m, k)
+    coverage = _share_covering(by_real, around_real, n, m)
+    real_balls = np.unique(units.real[by_real.held > 0]).size
+    fake_balls = np.unique(units.fake[by_fake.held > 0]).size
+    scores = {
+        "precision": precision.estimate(units, real_balls, "logit"),
+        "recall": recall.estimate(units, fake_balls, "logit", owner="fake"),
+        "density": density.estimate(units, real_balls, "log", high=n / k),
+        "coverage": coverage.estimate(units, real_balls, "logit"),
+    }
     if min(n, m) < k + 2:
         reason = "n = k + 1: no row can be left out"
         return {name: withheld(score.value, reason) for name, score in scores.items()}
@@ -112,11 +127,11 @@ def precision_recall_density_coverage(
 
 @dataclass(frozen=True, slots=True)
 class _Balls:
-    """Squared radii [n], the next larger ones, and the k rows [n, k] that span each ball."""
+    """Squared radii [n], and what they grow to if one of the rows that span them is deleted."""
 
     radius: FloatArray
     larger: FloatArray
-    neighbours: IntArray
+    spanning: IntArray  # the k nearest rows [n, k], nearest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +146,11 @@ class _Cover:
     shell_point: IntArray
 
 
-def _balls(rows: FloatArray, k: int, slack: float) -> _Balls:
+def _balls(rows: FloatArray, k: int) -> _Balls:
     count = len(rows)
     width = min(k + 1, count - 1)
-    radius, larger = np.empty(count), np.empty(count)
-    neighbours = np.empty((count, k), dtype=np.int64)
+    radii = np.empty((count, width))
+    neighbours = np.empty((count, width), dtype=np.int64)
     norms = (rows**2).sum(axis=1)
     for block in blocks(count, 2 * count):  # argpartition makes a second array of that size
         squares = _squares(rows[block], rows, norms[block], norms)
@@ -143,11 +158,11 @@ def _balls(rows: FloatArray, k: int, slack: float) -> _Balls:
         nearest = np.argpartition(squares, width - 1, axis=1)[:, :width]
         distances = np.take_along_axis(squares, nearest, axis=1)
         order = np.argsort(distances, axis=1)
-        distances = np.take_along_axis(distances, order, axis=1)
-        neighbours[block] = np.take_along_axis(nearest, order, axis=1)[:, :k]
-        radius[block] = distances[:, k - 1]
-        larger[block] = distances[:, width - 1]
-    return _Balls(radius - slack, larger - slack, neighbours)
+        radii[block] = np.take_along_axis(distances, order, axis=1)
+        neighbours[block] = np.take_along_axis(nearest, order, axis=1)
+    # Rounding of a square is some 1e-15 of the norms of its two rows.
+    radii -= _EDGE * (norms[:, None] + norms[neighbours])
+    return _Balls(radii[:, k - 1], radii[:, width - 1], neighbours[:, :k])
 
 
 def _squares(x: FloatArray, y: FloatArray, norms_x: FloatArray, norms_y: FloatArray) -> FloatArray:
@@ -164,47 +179,75 @@ def _cover(
     """How balls around x hold rows of y, and the other way round, in one pass."""
     n, m = len(x), len(y)
     norms_x, norms_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-    counts = [np.zeros(size, dtype=np.int64) for size in (m, m, n, n, n, n, m, m)]
-    y_holders, y_one, x_held, x_one_held, x_holders, x_one, y_held, y_one_held = counts
-    shells: list[tuple[IntArray, IntArray]] = []
-    shells_y: list[tuple[IntArray, IntArray]] = []
-    numbers_y = np.arange(m)
+    by_x, by_y = _Counts(n, m), _Counts(m, n)
     for block in blocks(n, 2 * m):
-        numbers_x = np.arange(block.start, block.stop)
         squares = _squares(x[block], y, norms_x[block], norms_y)
-        for radii, larger, outer in (
-            (around_x.radius[block, None], around_x.larger[block, None], True),
-            (around_y.radius[None, :], around_y.larger[None, :], False),
-        ):
-            inside = squares < radii
-            rows, columns = np.nonzero((squares < larger) & ~inside)
-            of_rows, of_columns = inside.sum(axis=1), inside.sum(axis=0)
-            # Products with 0 and 1 in float64 are exact here: numbers stay below 2^53.
-            sum_rows = (inside @ numbers_y.astype(np.float64)).astype(np.int64)
-            sum_columns = (numbers_x.astype(np.float64) @ inside).astype(np.int64)
-            if outer:
-                x_held[block], x_one_held[block] = of_rows, sum_rows
-                y_holders += of_columns
-                y_one += sum_columns
-                shells.append((rows + block.start, columns))
-            else:
-                x_holders[block], x_one[block] = of_rows, sum_rows
-                y_held += of_columns
-                y_one_held += sum_columns
-                shells_y.append((columns, rows + block.start))
-    owner, point = (np.concatenate(part) for part in zip(*shells, strict=True))
-    owner_y, point_y = (np.concatenate(part) for part in zip(*shells_y, strict=True))
-    return (
-        _Cover(y_holders, y_one, x_held, x_one_held, owner, point),
-        _Cover(x_holders, x_one, y_held, y_one_held, owner_y, point_y),
-    )
+        by_x.add(squares, around_x, owners=block, points=slice(0, m))
+        by_y.add(squares.T, around_y, owners=slice(0, m), points=block)
+    return by_x.cover(), by_y.cover()
 
 
-Parts = tuple[float, FloatArray, FloatArray, float]
-"""Value, contributions of the owners of the balls and of the points, pairwise variance."""
+class _Counts:
+    """Makes a :class:`_Cover` out of blocks of squared distances [owners, points]."""
+
+    def __init__(self, owners: int, points: int) -> None:
+        self.holders, self.one_holder = np.zeros((2, points), dtype=np.int64)
+        self.held, self.one_held = np.zeros((2, owners), dtype=np.int64)
+        self.shells: list[tuple[IntArray, IntArray]] = []
+
+    def add(self, squares: FloatArray, balls: _Balls, *, owners: slice, points: slice) -> None:
+        inside = squares < balls.radius[owners, None]
+        shell = squares < balls.larger[owners, None]
+        shell &= ~inside
+        owner, point = np.nonzero(shell)
+        self.shells.append((owner + owners.start, point + points.start))
+        self.held[owners] += inside.sum(axis=1)
+        self.holders[points] += inside.sum(axis=0)
+        # Sums of row numbers in float64 are exact: they stay below 2^53.
+        numbers = np.arange(points.start, points.stop, dtype=np.float64)
+        self.one_held[owners] += (inside @ numbers).astype(np.int64)
+        numbers = np.arange(owners.start, owners.stop, dtype=np.float64)
+        self.one_holder[points] += (numbers @ inside).astype(np.int64)
+
+    def cover(self) -> _Cover:
+        owner, point = (np.concatenate(part) for part in zip(*self.shells, strict=True))
+        return _Cover(
+            self.holders,
+            self.one_holder,
+            self.held,
+            self.one_held,
+            owner,
+            point,
+        )
 
 
-def _share_covered(cover: _Cover, balls: _Balls, owners: int, points: int) -> Parts:
+@dataclass(frozen=True, slots=True)
+class _Score:
+    """A value, what each row of both sides contributed, and the variance from pairs of rows."""
+
+    value: float
+    owners: FloatArray
+    points: FloatArray
+    paired: float
+
+    def estimate(
+        self, units: Units, balls: int, scale: Scale, *, owner: str = "real", high: float = 1.0
+    ) -> Estimate:
+        real, fake = (self.owners, self.points) if owner == "real" else (self.points, self.owners)
+        influence = linear(units, fake - fake.mean(), real - real.mean())
+        if scale == "logit" and not 0.0 < self.value < 1.0:
+            return withheld(self.value, "all rows agree, which shows no variation")
+        if balls < _FEWEST_BALLS:
+            return withheld(
+                self.value, f"only {balls} independent balls hold a row, {_FEWEST_BALLS} needed"
+            )
+        # Triples and larger sets of rows make the pairs look too important at times; what was
+        # left over in simulation was never less than a quarter on average.
+        paired = min(self.paired, 0.75 * influence.variance())
+        return estimate(self.value, influence, extra=-paired, high=high, scale=scale)
+
+
+def _share_covered(cover: _Cover, balls: _Balls, owners: int, points: int) -> _Score:
     """Share of points held by some ball: precision, and with the sides exchanged recall."""
     held = cover.holders > 0
     value = float(held.mean())
@@ -214,27 +257,34 @@ def _share_covered(cover: _Cover, balls: _Balls, owners: int, points: int) -> Pa
     lost = cover.one_holder[alone] * points + alone
     near = cover.holders[cover.shell_point] <= 1
     owner, point = cover.shell_owner[near], cover.shell_point[near]
-    grown = np.unique(balls.neighbours[owner] * points + point[:, None])
+    grown = np.unique(balls.spanning[owner] * points + point[:, None])
     gained = grown[~held[grown % points]]
     lost = np.setdiff1d(lost, grown, assume_unique=True)
     change = _count(gained // points, owners) - _count(lost // points, owners)
-    on_owners = -change / points
-    on_points = (held - value) / points
-    return value, on_owners, on_points, (gained.size + lost.size) / points**2
+    return _Score(
+        value, -change / points, (held - value) / points, (gained.size + lost.size) / points**2
+    )
 
 
-def _density(cover: _Cover, balls: _Balls, owners: int, points: int, k: int) -> Parts:
+def _density(cover: _Cover, balls: _Balls, owners: int, points: int, k: int) -> _Score:
+    """Balls that hold a point, over k, averaged over the points."""
     value = float(cover.holders.sum()) / (k * points)
     shell = _count(cover.shell_owner, owners)
-    grown = np.bincount(balls.neighbours.ravel(), weights=np.repeat(shell, k), minlength=owners)
+    grown = np.bincount(balls.spanning.ravel(), weights=np.repeat(shell, k), minlength=owners)
     change = grown - cover.held
-    on_owners = -change / (k * points)
-    on_points = (cover.holders / k - value) / points
-    both = float(cover.held.sum()) + k * cover.shell_owner.size - float((change**2).sum()) / points
-    return value, on_owners, on_points, max(both, 0.0) / (k * points) ** 2
+    # Pairs of an owner and a point only: with those of two owners, whose interactions rest on
+    # three and more rows, the error came out a third too small in simulation.
+    paired = float(cover.held.sum()) + k * cover.shell_owner.size
+    paired -= float((change**2).sum()) / points
+    return _Score(
+        value,
+        -change / (k * points),
+        (cover.holders / k - value) / points,
+        max(paired, 0.0) / (k * points) ** 2,
+    )
 
 
-def _share_covering(cover: _Cover, balls: _Balls, owners: int, points: int) -> Parts:
+def _share_covering(cover: _Cover, balls: _Balls, owners: int, points: int) -> _Score:
     """Share of balls that hold some point: coverage."""
     holding = cover.held > 0
     value = float(holding.mean())
@@ -243,26 +293,10 @@ def _share_covering(cover: _Cover, balls: _Balls, owners: int, points: int) -> P
     waiting = np.zeros(owners, dtype=bool)
     waiting[cover.shell_owner] = True
     waiting &= ~holding
-    gained = _count(balls.neighbours[waiting].ravel(), owners)
-    on_owners = (holding - value - gained) / owners
-    on_points = lost / owners
-    pairs = float(single.sum()) + balls.neighbours[waiting].size
-    return value, on_owners, on_points, pairs / owners**2
+    gained = _count(balls.spanning[waiting].ravel(), owners)
+    pairs = float(single.sum()) + balls.spanning[waiting].size
+    return _Score(value, (holding - value - gained) / owners, lost / owners, pairs / owners**2)
 
 
 def _count(numbers: IntArray, size: int) -> FloatArray:
     return np.bincount(numbers, minlength=size).astype(np.float64)
-
-
-def _shared(
-    value: float,
-    units: Units,
-    real: FloatArray,
-    fake: FloatArray,
-    paired: float,
-    high: float,
-) -> Estimate:
-    influence = linear(units, fake - fake.mean(), real - real.mean())
-    if not (influence.real.any() or influence.fake.any()):
-        return withheld(value, "every row agrees, so the variation cannot be estimated")
-    return estimate(value, influence, extra=-paired, low=0.0, high=high)

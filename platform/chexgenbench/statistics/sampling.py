@@ -30,6 +30,7 @@ from chexgenbench.statistics.arrays import FloatArray, IntArray
 from chexgenbench.statistics.estimate import Estimate
 
 Pairs: TypeAlias = ArrayLike | Literal[True] | None
+Scale: TypeAlias = Literal["linear", "log", "logit"]
 Groups: TypeAlias = Sequence[object] | NDArray[Any] | None
 
 
@@ -79,10 +80,14 @@ class Influence:
         second = self.second_order()
         return max(float((self.by_unit() ** 2).sum()) - second, second)
 
-    def degrees_of_freedom(self) -> int:
-        """Units of the smaller side less one."""
-        sides = [side for side in (self.units.real, self.units.fake) if side.size]
-        return min(np.unique(side).size for side in sides) - 1
+    def degrees_of_freedom(self) -> float:
+        """Effective number of units of the smaller side less one.
+
+        rows^2 / sum of (rows of a unit)^2: their number where all have the same size, and near 1
+        where one patient has most of the rows.
+        """
+        sides = [np.bincount(side) for side in (self.units.real, self.units.fake) if side.size]
+        return min(float(sizes.sum()) ** 2 / float((sizes**2).sum()) for sizes in sides) - 1.0
 
     def by_unit(self) -> FloatArray:
         """Contributions summed within each unit, with the small-sample factor u / (u - 1)."""
@@ -201,22 +206,44 @@ def estimate(
     extra: float = 0.0,
     low: float = -np.inf,
     high: float = np.inf,
+    scale: Scale = "linear",
     warning: str | None = None,
 ) -> Estimate:
-    """Value with a 95 % t interval from the influence's variance and ``extra``, cut to its range."""
+    """Value with a 95 % t interval from the influence's variance and ``extra``.
+
+    Args:
+        value: The statistic.
+        influence: What each row contributed to it.
+        extra: Variance to add (or, if negative, to take off).
+        low: Lower end of the statistic's range, at which the interval is cut.
+        high: Upper end of it.
+        scale: Where the interval is symmetric: on the value itself, on its logarithm (positive
+            values whose spread grows with them), or on its logit (shares).
+        warning: Passed on.
+    """
     freedom = influence.degrees_of_freedom()
-    if freedom < 1:
-        return withheld(value, "one independent unit only", warning=warning)
-    variance = influence.variance()
-    error = float(np.sqrt(max(variance + extra, variance / 100)))
+    if freedom < 1.0 - 1e-9:
+        few = "one independent unit only" if freedom < 1e-9 else "one unit outweighs the others"
+        return withheld(value, few, warning=warning)
+    error = float(np.sqrt(influence.variance() + extra))
     if error == 0.0:
-        return Estimate(
-            value, None, None, None, "no variation between the units", warning, influence
+        return withheld(
+            value, "no variation between the units", warning=warning, influence=influence
         )
     half = _t_quantile(freedom) * error
-    return Estimate(
-        value, error, max(value - half, low), min(value + half, high), None, warning, influence
-    )
+    if scale == "linear":
+        ends = value - half, value + half
+    elif scale == "log":
+        ends = _power(value, -half / value), _power(value, half / value)
+    else:
+        odds, width = value / (1 - value), half / (value * (1 - value))
+        ends = 1 / (1 + 1 / _power(odds, -width)), 1 / (1 + 1 / _power(odds, width))
+    return Estimate(value, error, max(ends[0], low), min(ends[1], high), None, warning, influence)
+
+
+def _power(value: float, shift: float) -> float:
+    """The value times e^shift, kept away from 0 and infinity."""
+    return float(np.exp(np.clip(np.log(value) + shift, -700.0, 700.0)))
 
 
 def withheld(
@@ -226,7 +253,7 @@ def withheld(
     return Estimate(value, None, None, None, reason, warning, influence)
 
 
-def _t_quantile(freedom: int) -> float:
+def _t_quantile(freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))

@@ -21,6 +21,7 @@ Format = Literal["table", "csv", "json", "parquet"]
 FORMATS: tuple[Format, ...] = ("table", "csv", "json", "parquet")
 
 _NARROW = 9  # columns of text below this width are not worth reading
+_ONE_WORD = 24  # names and ids up to this width are not folded
 
 
 def render(table: pa.Table, format: Format = "table", out: Path | None = None) -> str | bytes:
@@ -133,17 +134,21 @@ def _text(table: pa.Table) -> str:
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         for kind in table.schema.types
     ]
-    needed = 0  # numbers never fold, text may
-    for name, column, number in zip(table.column_names, cells, numeric, strict=True):
+    stiff = [  # numbers and names never fold, text may
+        number or all(len(cell) <= _ONE_WORD and " " not in cell for cell in column)
+        for number, column in zip(numeric, cells, strict=True)
+    ]
+    needed = 0
+    for name, column, whole in zip(table.column_names, cells, stiff, strict=True):
         widest = max([len(name), *map(len, column)])
-        needed += 2 + (widest if number else min(widest, _NARROW))
+        needed += 2 + (widest if whole else min(widest, _NARROW))
     if needed <= width:
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for name, number in zip(table.column_names, numeric, strict=True):
+        for name, number, whole in zip(table.column_names, numeric, stiff, strict=True):
             grid.add_column(
                 Text(name),
                 justify="right" if number else "left",
-                no_wrap=number,
+                no_wrap=whole,
                 overflow="fold",
             )
         for row in zip(*cells, strict=True):

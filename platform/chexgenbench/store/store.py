@@ -21,7 +21,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from chexgenbench.errors import UserError
-from chexgenbench.files import atomic_path, digest
+from chexgenbench.files import atomic_path, digest, remove_leftovers
 from chexgenbench.store.records import SCHEMAS, RunRecord
 from chexgenbench.store.run_directory import read_record, read_table, run_folders
 from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, version_of
@@ -174,6 +174,7 @@ class Store:
             ) from error
 
     def _change_locked(self, change: _Change, *, fresh: bool) -> None:
+        remove_leftovers(self.path.parent, self.path.suffix)
         with atomic_path(self.path) as temporary:
             log = Path(f"{temporary}.wal")
             try:

@@ -178,9 +178,7 @@ def _others(plan: Plan) -> dict[str, Plugin[Any]]:
     return others | {item.plugin.name: item.plugin for item in plan.metrics}
 
 
-def _plan_model(
-    plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
-) -> Generation:
+def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]) -> Generation:
     suite, options = plan.suite, plan.options
     parameters = plugin.parse(values)
     context = Context(
@@ -323,7 +321,7 @@ def _parameters(
     options: Options, suite: Suite, chosen: Mapping[str, Plugin[Any]]
 ) -> dict[str, dict[str, Any]]:
     """Plugin name to parameter values, of the suite and then of ``--set``."""
-    models = {name for name in suite.models}
+    models = set(suite.models)
     kinds = {name: plugin.spec.kind for name, plugin in chosen.items()}
     has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in chosen.items()}
     values: dict[str, dict[str, Any]] = {name: {} for name in chosen}

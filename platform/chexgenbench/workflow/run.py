@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,14 @@ class Outcome:
 
     runs: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, ChexGenBenchError] = field(default_factory=dict)
     encoded: int = 0
     made: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-def run_suite(options: Options, progress: Progress, *, generate_only: bool = False) -> Outcome:
-    """Runs every model of the suite; a model that fails is recorded and the others go on.
+def generate_suite(options: Options, progress: Progress) -> Outcome:
+    """Makes the images of every model of the suite and scores none.
 
     Raises:
         UserError: bad input, before anything is generated.
@@ -78,17 +79,45 @@ def run_suite(options: Options, progress: Progress, *, generate_only: bool = Fal
     generations = plan_models(plan)
     outcome = Outcome()
     _tell(plan, progress)
-    if generate_only:
-        for generation in generations:
-            _attempt(outcome, generation.plugin.name, partial(_make, generation, outcome, progress))
-        return outcome
+    for generation in generations:
+        _attempt(outcome, generation.plugin.name, partial(_make, generation, outcome, progress))
+    return outcome
+
+
+def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Outcome:
+    """Runs every model of the suite; a model that fails is recorded and the others go on.
+
+    Args:
+        make: makes the images that are missing; else they must all be there.
+
+    Raises:
+        UserError: bad input, before anything is generated.
+    """
+    plan = make_plan(options)
+    generations = plan_models(plan)
+    if not make:
+        _require_images(generations)
+    outcome = Outcome()
+    _tell(plan, progress)
     real = prepare_real(plan, progress, outcome)
     for generation in generations:
         name = generation.plugin.name
-        _attempt(
-            outcome, name, partial(_run_model, plan, generation, real, outcome, progress)
-        )
+        _attempt(outcome, name, partial(_run_model, plan, generation, real, outcome, progress))
     return outcome
+
+
+def _require_images(generations: Sequence[Generation]) -> None:
+    lacking = [
+        f"{item.plugin.name}: {item.made()} of {len(item.requests)} images"
+        for item in generations
+        if item.made() < len(item.requests)
+    ]
+    if lacking:
+        raise UserError(
+            f"The images are not all there ({'; '.join(lacking)}).",
+            hint="Make them with `chexgenbench generate` and the same options, "
+            "or make and score them with `chexgenbench run`.",
+        )
 
 
 def evaluate_images(
@@ -100,8 +129,11 @@ def evaluate_images(
     outcome = Outcome()
     for count, text in (
         (own.unmatched, "rows of {csv} have a prompt that the split does not have; left out"),
-        (own.ambiguous, "rows of {csv} have a prompt that stands in several rows of the split; "
-         "they answer the first"),
+        (
+            own.ambiguous,
+            "rows of {csv} have a prompt that stands in several rows of the split; "
+            "they answer the first",
+        ),
         (own.repeated, "rows of {csv} repeat a prompt; they count as further images of it"),
     ):
         if count:
@@ -115,9 +147,7 @@ def evaluate_images(
     real = prepare_real(plan, progress, outcome)
     name = name or f"images:{folder.name}"
     record = _record(plan, name, generated.id, real, {"images": len(rows)}, {}, batch_size=None)
-    _attempt(
-        outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress)
-    )
+    _attempt(outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress))
     return outcome
 
 
@@ -172,18 +202,14 @@ def _judge(plan: Plan, bad: dict[int, BadImage]) -> None:
 
 
 def _attempt(outcome: Outcome, name: str, stage: Any) -> None:
-    """One model's stage: its own failure is noted, the user's fault and Ctrl-C go up."""
+    """One model's stage: its failure is noted and the others go on; a full disk stops them all."""
     try:
         stage()
-    except UserError:
-        raise
     except ChexGenBenchError as error:
-        outcome.failed[name] = str(error)
+        outcome.failed[name] = error
 
 
-def _make(
-    generation: Generation, outcome: Outcome, progress: Progress
-) -> dict[str, ManifestRow]:
+def _make(generation: Generation, outcome: Outcome, progress: Progress) -> dict[str, ManifestRow]:
     there = generation.made()
     total = len(generation.requests)
     if there == total:
@@ -237,6 +263,10 @@ def _run_model(
         table=table,
         folder=generation.folder,
     )
+    flags = Counter(flag for row in rows for flag in row.flags)
+    if flags:
+        named = ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
+        outcome.notes.append(f"suspect images of {spec.name}: {named}")
     seconds = float(table["seconds"].sum())
     record = record.model_copy(
         update={
@@ -349,7 +379,9 @@ def _score(
         run_id=record.run_id,
         generation_id=generated.id,
         status=["skipped" if skipped else "ok" for skipped in bad],
-        reason=[done.bad[key].message if key in done.bad else None for key in keys],
+        reason=pd.array(
+            [done.bad[key].message if key in done.bad else None for key in keys], dtype="object"
+        ),
     )
     prompts = plan.prompts.table.assign(run_id=record.run_id, split=record.split)
     return record, {
@@ -483,8 +515,6 @@ def _own_side(
 
 
 def _take(plan: Plan, rows: NDArray[np.int64]) -> Plan:
-    from dataclasses import replace
-
     return replace(plan, prompts=plan.prompts.take(rows))
 
 

@@ -1,0 +1,188 @@
+"""Writes the generated parts of README.md and docs/: python docs/generate.py [--check] [--home DIR].
+
+Each part stands between ``<!-- name -->`` and ``<!-- /name -->``. With --check nothing is written and
+the exit code is 1 when a part is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from chexgenbench.registry import KINDS, load_registry
+from chexgenbench.store.schema import TABLES, VIEWS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--home", type=Path, help="a folder where the demo has run; made anew by default"
+    )
+    options = parser.parse_args()
+    stale = []
+    for path, parts in pages().items():
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        new = old
+        for name, text in parts.items():
+            new = replace(new, name, text)
+        if new != old:
+            stale.append(path.relative_to(ROOT))
+            if not options.check:
+                path.write_text(new, encoding="utf-8")
+    if not options.check:
+        path = ROOT / "README.md"
+        home = options.home or demo()
+        board = replace(path.read_text(encoding="utf-8"), "leaderboard", fenced(shown(home)))
+        path.write_text(board, encoding="utf-8")
+    for name in stale:
+        print(f"{'out of date' if options.check else 'written'}: {name}")
+    return int(options.check and bool(stale))
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """Page to its generated parts, those that need no demo run."""
+    return {
+        ROOT / "docs" / "architecture.md": {"layers": fenced("\n".join(layers()))},
+        ROOT / "docs" / "phantom.md": {"training": training()},
+        ROOT / "docs" / "store.md": {"schema": schema()},
+        ROOT / "docs" / "commands.md": {"commands": commands()},
+        ROOT / "docs" / "plugins.md": {"plugins": plugins()},
+    }
+
+
+def replace(page: str, name: str, text: str) -> str:
+    """The page with the part `name` replaced.
+
+    Raises:
+        ValueError: the page has no such part.
+    """
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"there is no part {name!r}")
+    return pattern.sub(lambda match: f"{match[1]}{text.rstrip()}\n{match[2]}", page)
+
+
+def fenced(text: str) -> str:
+    return f"```\n{text.rstrip()}\n```"
+
+
+def layers() -> list[str]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    (found,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return list(found)
+
+
+def training() -> str:
+    """What the two training scripts wrote down."""
+    diffusion = json.loads((ROOT / "assets/phantom-diffusion/training.json").read_text())
+    clip = json.loads((ROOT / "assets/phantom-clip/training.json").read_text())
+    vae, unet, decoder = diffusion["vae"], diffusion["unet"], diffusion["decoder"]
+    auroc = "\n".join(f"| {name} | {value} |" for name, value in clip["auroc"].items())
+    size = sum(p.stat().st_size for p in (ROOT / "assets/phantom-diffusion").rglob("*"))
+    return f"""## phantom-diffusion
+
+A StableDiffusionPipeline of {size / 1e6:.1f} MB in half precision, trained by
+`python training/phantom_diffusion.py --cache DIR` on the {diffusion["images"]:,} training images and
+nothing else, seed {diffusion["seed"]}, on two CPU cores that also did other work, so the times are
+upper bounds:
+
+| stage | parameters | steps of images | seconds | final loss |
+| --- | --- | --- | --- | --- |
+| autoencoder, on crops of {vae["crop"]} pixels | {vae["parameters"]:,} | {vae["steps"]:,} of {vae["batch"]} | {vae["seconds"]:,} | {vae["l1_grey_levels"]} grey levels L1 |
+| UNet and text encoder, v-prediction | {unet["parameters"]:,} and {unet["text_parameters"]:,} | {unet["steps"]:,} of {unet["batch"]} | {unet["seconds"]:,} | {unet["loss"]} |
+| decoder against a patch discriminator | | {decoder["steps"]:,} of {decoder["batch"]} | {decoder["seconds"]:,} | {decoder["l1_grey_levels"]} grey levels L1, hinge {decoder["hinge"]} |
+
+## phantom-clip
+
+A small open_clip model, the demo's eyes, trained by `python training/phantom_clip.py --cache DIR` on
+{clip["pairs"]:,} fresh pairs (patients that no split contains), {clip["steps"]} steps of {clip["batch"]},
+{clip["seconds"]} s, final loss {clip["final_loss"]}. Among 500 held-out pairs it finds the right report
+first in {clip["retrieval_at_1_of_500"]:.1%} and among the first ten in
+{clip["retrieval_at_10_of_500"]:.1%}. Its class probabilities are zero-shot: the cosine to the mean
+embedding of reports that state the finding alone. Area under the ROC curve on the held-out pairs:
+
+| finding | AUROC |
+| --- | --- |
+{auroc}
+"""
+
+
+def schema() -> str:
+    """The tables and views, from the comments that the database itself carries."""
+    lines: list[str] = []
+    for name, table in TABLES.items():
+        lines += [f"## {name}", "", table.comment, "", "| column | type | |", "| --- | --- | --- |"]
+        lines += [f"| {column} | {kind} | {text} |" for column, kind, text in table.columns]
+        lines += ["", f"Key: {', '.join(table.key)}.", ""]
+    for name, (comment, _) in VIEWS.items():
+        lines += [f"## {name} (view)", "", comment, ""]
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Every command's own help."""
+    from typer.main import get_command
+
+    from chexgenbench.cli.main import app
+
+    names = [()]
+    root = get_command(app)
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        names += [(name, each) for each in below] if below else [(name,)]
+    parts = []
+    for words in names:
+        text = script(*words, "--help", width=100)
+        parts.append(f"## chexgenbench {' '.join(words)}".rstrip() + f"\n\n{fenced(text)}\n")
+    return "\n".join(parts)
+
+
+def plugins() -> str:
+    """All built-in plugins."""
+    registry = load_registry()
+    lines: list[str] = []
+    for kind in KINDS:
+        lines += [f"## {kind}", "", "| name | | licence |", "| --- | --- | --- |"]
+        specs = [item.spec for _, item in sorted(registry.of_kind(kind).items())]
+        lines += [f"| `{spec.name}` | {spec.summary} | {spec.licence} |" for spec in specs]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def script(*arguments: str, width: int, home: Path | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "chexgenbench.cli.main", *arguments],
+        env=os.environ | {"COLUMNS": str(width), "TERMINAL_WIDTH": str(width), "NO_COLOR": "1"},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+def demo() -> Path:
+    home = Path(tempfile.mkdtemp())
+    script("run", width=80, home=home)
+    return home
+
+
+def shown(home: Path) -> str:
+    """What `run` prints when all is there."""
+    text = script("run", width=80, home=home)
+    return text.replace("python -m chexgenbench.cli.main", "chexgenbench")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

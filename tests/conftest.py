@@ -1,0 +1,29 @@
+"""What all tests share: a folder to work in, and one whole demo run for those that need it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from desk import Desk, Done
+
+# A busy machine is no fault of the code: examples have no deadline.
+settings.register_profile("chexgenbench", deadline=None)
+settings.load_profile("chexgenbench")
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk.new(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Desk, Done]:
+    """The demo suite as `make run` runs it: four models, 544 prompts."""
+    desk = Desk.new(tmp_path_factory.mktemp("demo"))
+    done = desk.run("run")
+    print(f"the demo took {done.seconds:.0f} s", file=sys.stderr)
+    return desk, done

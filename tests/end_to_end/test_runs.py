@@ -1,0 +1,286 @@
+"""Real processes: killed, failing, resumed, in other batches, with other people's files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chexgenbench_plugins.data import data_folder
+from desk import Desk
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("run", "--limit", 90, "--model", "oracle", "--model", "phantom-diffusion")
+SMALL = (*SMALL, "--set", "phantom-diffusion.steps=2")
+SCORES = "select * exclude (created_at) from scores order by all"
+
+
+def manifests(home: Path) -> dict[str, list[dict]]:
+    return {
+        path.parent.name: [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in path.read_text().splitlines()
+        ]
+        for path in home.glob("runs/generations/*/manifest.jsonl")
+    }
+
+
+def test_killed_at_three_moments_the_scores_are_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole, killed = Desk.new(tmp_path / "whole"), Desk.new(tmp_path / "killed")
+    whole.run(*SMALL)
+    generations = killed.home / "runs" / "generations"
+    moments: list[tuple[str, Callable[[], bool]]] = [
+        ("features", lambda: any(killed.cache.rglob("part-*.parquet"))),
+        ("images", lambda: len(list(generations.glob("*/images/*.png"))) > 100),
+        ("store", lambda: (killed.home / "Results" / "chexgenbench.duckdb").exists()),
+    ]
+    for name, come in moments:
+        process = killed.start(*SMALL)
+        while process.poll() is None and not come():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"too late for {name}"
+    killed.run(*SMALL)
+    assert killed.rows(SCORES) == whole.rows(SCORES)
+    lines = manifests(killed.home)
+    assert lines == manifests(whole.home)
+    for rows in lines.values():
+        assert len({row["id"] for row in rows}) == len(rows) == 90
+    assert not list((killed.home / "runs" / "generations").rglob(".tmp-*"))
+
+
+def test_interrupted_it_says_how_to_go_on(desk: Desk) -> None:
+    process = desk.start(*SMALL)
+    while process.poll() is None and not any(desk.home.glob("runs/generations/*/images/*.png")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "same command goes on" in err
+    assert "Traceback" not in err
+
+
+def test_encoding_batches_do_not_change_scores(tmp_path: Path) -> None:
+    found = {}
+    for batch in (1, 7, 32):
+        desk = Desk.new(tmp_path / str(batch))
+        desk.run("run", "--limit", 90, "--model", "noise", "--encode-batch-size", batch)
+        rows = desk.rows(
+            "select metric, subset, value from scores where status = 'ok' order by all"
+        )
+        found[batch] = {(row["metric"], row["subset"]): float(row["value"]) for row in rows}
+    assert found[1].keys() == found[7].keys() == found[32].keys()
+    for batch in (1, 7):
+        for key, value in found[32].items():
+            assert found[batch][key] == pytest.approx(value, rel=1e-5), key
+
+
+def images(desk: Desk) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in desk.home.glob("runs/generations/*/images/*.png")}
+
+
+def test_generation_batches(tmp_path: Path) -> None:
+    """With --exact bit-identical; without, at most one grey level apart in a few pixels."""
+    import numpy as np
+    from PIL import Image
+
+    made: dict[tuple[bool, int], dict[str, bytes]] = {}
+    pixels: dict[tuple[bool, int], np.ndarray] = {}
+    for exact in (True, False):
+        for batch in (1, 7, 32):
+            desk = Desk.new(tmp_path / f"{exact}-{batch}")
+            options = ("--model", "phantom-diffusion", "--set", "steps=4", "--limit", 33)
+            flags = ("--exact",) if exact else ()
+            desk.run("generate", *options, "--batch-size", batch, *flags)
+            made[exact, batch] = images(desk)
+            files = sorted(desk.home.glob("runs/generations/*/images/*.png"))
+            stack = [np.asarray(Image.open(path), np.int16) for path in files]
+            pixels[exact, batch] = np.stack(stack)
+    assert made[True, 1] == made[True, 7] == made[True, 32] == made[False, 1]
+    for batch in (7, 32):
+        difference = np.abs(pixels[False, batch] - pixels[False, 1])
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 1e-3
+
+
+BROKEN = """
+from chexgenbench import Model, ModelSpec, hookimpl
+class Broken(Model):
+    def generate(self, requests):
+        raise RuntimeError("the weights are haunted")
+@hookimpl
+def chexgenbench_models():
+    yield ModelSpec(name="broken", summary="fails", load=Broken)
+"""
+
+
+def test_one_model_fails_and_the_others_stand(desk: Desk) -> None:
+    path = desk.home / "broken.py"
+    path.write_text(BROKEN)
+    options = ("run", "--limit", 30, "--plugin", path)
+    done = desk.run(*options, "--model", "broken", "--model", "noise", code=1)
+    assert "haunted" in done.err
+    assert "noise" in done.out
+    rows = desk.rows("select model, status, reason from runs order by model")
+    assert [(row["model"], row["status"]) for row in rows] == [
+        ("broken", "failed"),
+        ("noise", "finished"),
+    ]
+    assert "haunted" in rows[0]["reason"]
+    assert desk.rows("select distinct model from leaderboard") == [{"model": "noise"}]
+
+
+CHECKERS = '''"""A third-party model: the whole file."""
+
+import numpy as np
+from pydantic import Field
+
+from chexgenbench import Model, ModelSpec, Parameters, hookimpl
+
+
+class CheckerParameters(Parameters):
+    cell: int = Field(16, ge=1, description="Side of a square in pixels.")
+
+
+class Checkers(Model):
+    def generate(self, requests):
+        for request in requests:
+            random = np.random.default_rng(request.seed)
+            board = np.indices((128, 128)).sum(0) // self.parameters.cell % 2
+            yield (board * 100 + random.integers(0, 60, (128, 128))).astype(np.uint8)
+
+
+@hookimpl
+def chexgenbench_models():
+    yield ModelSpec(
+        name="checkers", summary="A checkerboard", load=Checkers, parameters=CheckerParameters
+    )
+'''
+
+
+def test_a_third_party_model_of_30_lines(desk: Desk, tmp_path: Path) -> None:
+    assert len(CHECKERS.splitlines()) <= 30
+    path = tmp_path / "checkers.py"
+    path.write_text(CHECKERS)
+    desk.run("run", "--plugin", path, "-m", "checkers", "--set", "cell=8", "--limit", 80)
+    (row,) = desk.rows(
+        "select model, value from leaderboard where metric='kid' and subset='overall'"
+    )
+    assert row["model"] == "checkers"
+    (run,) = desk.rows("select model_parameters from runs")
+    assert json.loads(run["model_parameters"]) == {"cell": 8}
+
+
+def own_images(desk: Desk, count: int = 50) -> tuple[Path, Path]:
+    """The published layout for a user's own images, filled with the oracle's."""
+    desk.run("generate", "--model", "oracle", "--limit", count)
+    table, folder = desk.home / "assets/CSV/prompt_INFO.csv", desk.home / "assets/synthetic_images"
+    table.parent.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (generation,) = (desk.home / "runs/generations").iterdir()
+    with (generation / "generations_with_metadata.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "img_savename"])
+        for row in rows:
+            name = Path(row["synthetic_filename"]).name
+            shutil.copy(generation / row["synthetic_filename"], folder / name)
+            writer.writerow([row["annotated_prompt"], name])
+    return table, folder
+
+
+def test_a_users_own_images_are_scored_with_one_command(desk: Desk) -> None:
+    table, folder = own_images(desk)
+    with table.open("a") as file:
+        file.write("A prompt that the split does not have.,x.png\n")
+    options = ("evaluate", "--images-csv", "assets/CSV/prompt_INFO.csv")
+    options += ("--images-dir", "assets/synthetic_images", "--extra-info", "my first try")
+    done = desk.run(*options)
+    assert "1 rows" in done.out
+    assert "50 images answer 50 prompts" in done.out
+    (row,) = desk.rows(
+        "select model, n_fake, n_real, extra_info from leaderboard "
+        "where metric = 'kid' and subset = 'overall'"
+    )
+    assert row == {
+        "model": "images:synthetic_images",
+        "n_fake": "50",
+        "n_real": "50",
+        "extra_info": "my first try",
+    }
+    with (desk.home / "Results/image_generation_metrics.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert line["Extra Info"] == "my first try"
+
+    # An image that cannot be read is named, and counted as skipped when it is to be skipped.
+    first = sorted(folder.glob("*.png"))[0]
+    first.write_bytes(first.read_bytes()[:60])
+    sorted(folder.glob("*.png"))[1].unlink()
+    failed = desk.run(*options, code=2)
+    assert first.name in failed.err
+    assert "missing" in failed.err
+    desk.run(*options, "--on-bad-image", "skip")
+    (run,) = desk.rows(
+        "select n_images, n_skipped_images from leaderboard join runs using (run_id) "
+        "where metric = 'kid' and leaderboard.subset = 'overall'"
+    )
+    assert run == {"n_images": "48", "n_skipped_images": "2"}
+
+
+def test_generated_first_and_evaluated_later(desk: Desk) -> None:
+    options = ("--model", "noise", "--limit", 30)
+    assert "images are not all there" in desk.run("evaluate", *options, code=2).err
+    desk.run("generate", *options)
+    done = desk.run("evaluate", *options)
+    assert "generate" not in done.err
+    assert desk.rows("select distinct model from leaderboard") == [{"model": "noise"}]
+
+
+def test_another_split_by_csv_file_keeps_its_text_to_itself(desk: Desk) -> None:
+    """Defect 23: text of unknown origin is handled as a patient's."""
+    rows = (data_folder("demo_split") / "DEMO_ANNOTATIONS_TEST.csv").read_text().splitlines()
+    (desk.home / "mine.csv").write_text("\n".join(rows[:31]) + "\n")
+    desk.run("run", "--model", "noise", "--limit", 1)  # draws nothing but what it needs
+    (images_root,) = desk.cache.glob("phantom/*")
+    options = ("run", "--split", "mine.csv", "--model", "noise")
+    failed = desk.run(*options, "--images-root", images_root, code=2)
+    assert "29 real images" in failed.err
+    desk.run("run", "--model", "noise", "--limit", 30)
+    done = desk.run(*options, "--images-root", images_root)
+    secret = rows[1].split("[],")[1][:20]
+    page = (desk.home / "Results/report.html").read_text()
+    assert secret not in done.out + done.err + page
+    assert "data:image" not in page
+    desk.run(*options, "--images-root", images_root, "--include-credentialed")
+    page = (desk.home / "Results/report.html").read_text()
+    assert secret in page
+    assert "data:image" in page
+
+
+def test_new_repeats_a_finished_run(desk: Desk) -> None:
+    options = ("run", "--model", "noise", "--limit", 25)
+    desk.run(*options)
+    desk.run(*options, "--new")
+    rows = desk.rows("select run_id, generation_id from runs")
+    assert len(rows) == 2
+    assert len({row["generation_id"] for row in rows}) == 2
+    sql = "select distinct value from scores where metric = 'kid' and subset = 'overall'"
+    assert len(desk.rows(sql)) == 1
+
+
+def test_repeats_are_further_images_of_a_prompt(desk: Desk) -> None:
+    desk.run("run", "--model", "noise", "--limit", 12, "--repeats", 2)
+    (run,) = desk.rows("select n_images, repeats, n_prompts from runs")
+    assert run == {"n_images": "24", "repeats": "2", "n_prompts": "12"}
+    assert desk.rows("select count(distinct sha256) as n from images") == [{"n": "24"}]
+    (row,) = desk.rows("select n_real, n_fake from scores where metric='kid' and subset='overall'")
+    assert row == {"n_real": "12", "n_fake": "24"}

@@ -1,0 +1,155 @@
+"""Precision, recall, density, coverage: against other implementations and deletion by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from prdc import compute_prdc
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+import chexgenbench.statistics.arrays as blocks
+from chexgenbench.statistics import precision_recall_density_coverage as prdc
+
+Array = NDArray[np.float64]
+NAMES = ("precision", "recall", "density", "coverage")
+
+
+def features(seed: int, n: int, d: int, shift: float = 0.0, scale: float = 1.0) -> Array:
+    return scale * np.random.default_rng(seed).normal(size=(n, d)) + shift
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d", "k", "shift"),
+    [(200, 200, 4, 5, 0.0), (300, 150, 16, 5, 0.3), (150, 300, 64, 3, 0.1), (60, 40, 2, 1, 1.0)],
+)
+def test_agrees_exactly_with_the_prdc_package(n: int, m: int, d: int, k: int, shift: float) -> None:
+    x, y = features(1, n, d), features(2, m, d, shift, 0.9)
+    expected = compute_prdc(x, y, k)
+    for name, estimate in prdc(x, y, k=k).items():
+        # Counts over counts: the same to the last bit or two of the division.
+        assert estimate.value == pytest.approx(expected[name], rel=1e-14), name
+
+
+def test_precision_and_recall_agree_with_torch_fidelity() -> None:
+    x, y = features(1, 300, 8), features(2, 250, 8, 0.3, 0.7)
+    scores = prdc(x, y, k=3)
+    generated, real = torch.from_numpy(y), torch.from_numpy(x)
+    precision, recall = calculate_precision_recall_full(generated, real, neighborhood=3)
+    # torch-fidelity averages in float32.
+    assert scores["precision"].value == pytest.approx(precision, abs=1e-7)
+    assert scores["recall"].value == pytest.approx(recall, abs=1e-7)
+
+
+def test_precision_and_recall_are_not_swapped() -> None:
+    # Defect 16. Fakes that all look like one real mode are precise and do not recall the other.
+    real = np.r_[features(1, 100, 3), features(2, 100, 3, 50.0)]
+    fake = features(3, 150, 3, scale=0.5)
+    scores = prdc(real, fake)
+    assert scores["precision"].value == 1.0
+    assert scores["recall"].value < 0.5
+    back = prdc(fake, real)
+    assert back["precision"].value == scores["recall"].value
+    assert back["recall"].value == scores["precision"].value
+
+
+def test_counted_by_hand() -> None:
+    # On a line with k = 1: real radii 1, 1, 3; fake radii 6.5 and 6.5.
+    real, fake = np.array([[0.0], [1.0], [4.0]]), np.array([[0.5], [7.0]])
+    values = {name: estimate.value for name, estimate in prdc(real, fake, k=1).items()}
+    # 0.5 lies in the balls of 0 and 1; 7 lies on the edge of the ball of 4, so outside.
+    assert values == {"precision": 0.5, "recall": 1.0, "density": 1.0, "coverage": 2 / 3}
+
+
+def test_a_row_on_the_edge_is_outside_whatever_the_rounding() -> None:
+    # A grid: all distances are ties. Thirds are not exact in binary.
+    grid = np.array(np.meshgrid(*[np.arange(5.0)] * 3)).reshape(3, -1).T / 3
+    step = np.array([1 / 3, 0, 0])
+    for offset in (0.0, 0.1, 1000.1):
+        scores = prdc(grid + offset, grid + step + offset, k=1)
+        # Every fake row sits on a real one or one step outside, where the edge is.
+        assert scores["precision"].value == 0.8
+        assert scores["coverage"].value == 0.8
+
+
+def test_copies_span_no_ball() -> None:
+    real = np.repeat(features(1, 30, 3), 6, axis=0)
+    scores = prdc(real, real.copy(), k=5)
+    assert [scores[name].value for name in NAMES] == [0.0, 0.0, 0.0, 0.0]
+    once = prdc(real[::6], real[::6].copy(), k=5)
+    assert [once[name].value for name in NAMES[::3]] == [1.0, 1.0]
+
+
+def test_k_must_fit() -> None:
+    x = features(1, 10, 2)
+    for k in (10, 11):
+        with pytest.raises(ValueError, match="need more than"):
+            prdc(x, x, k=k)
+    with pytest.raises(ValueError, match="need more than 5 rows a side, got 10 real and 5 fake"):
+        prdc(x, x[:5])
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="whole number of at least 1"):
+            prdc(x, x, k=wrong)  # type: ignore[arg-type]
+
+
+def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = features(1, 130, 6), features(2, 110, 6, 0.3)
+    whole = prdc(x, y)
+    for size in (1, 16 * 130 * 7):
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+        for name, estimate in prdc(x, y).items():
+            assert estimate.value == whole[name].value
+            assert estimate.standard_error == pytest.approx(whole[name].standard_error, rel=1e-12)
+
+
+def test_contributions_are_those_of_leaving_a_row_out() -> None:
+    n, m, k = 60, 50, 3
+    x, y = features(1, n, 3), features(2, m, 3, 0.4, 0.8)
+    scores = prdc(x, y, k=k)
+    without = {
+        "real": [prdc(np.delete(x, i, axis=0), y, k=k) for i in range(n)],
+        "fake": [prdc(x, np.delete(y, i, axis=0), k=k) for i in range(m)],
+    }
+    for name in NAMES:
+        influence = scores[name].influence
+        assert influence is not None
+        for side, rows in (("real", n), ("fake", m)):
+            left = np.array([one[name].value for one in without[side]])
+            jackknife = (rows - 1) / rows * (left.mean() - left)
+            found = getattr(influence, side)
+            # Shares over m - 1 rows against shares over m: equal to that factor.
+            assert found == pytest.approx(jackknife, rel=0.1, abs=2e-3 * np.abs(jackknife).max()), (
+                name,
+                side,
+            )
+
+
+def test_intervals_are_withheld_where_they_would_be_wrong() -> None:
+    x = features(1, 300, 16)
+    far = prdc(x, features(2, 300, 16, 5.0))
+    assert [far[name].value for name in NAMES] == [0.0, 0.0, 0.0, 0.0]
+    assert all(estimate.ci_low is None and estimate.reason for estimate in far.values())
+    # Rows far from all others, each with a fake row on it that no other ball reaches.
+    for alone in (9, 10):
+        spots = 1000 * np.eye(16)[:alone]
+        fake = np.r_[spots, features(2, 300 - alone, 16) + 1e5 * np.eye(16)[15]]
+        few = prdc(np.r_[x, spots], fake)
+        assert few["precision"].value == alone / 300
+        for name in ("precision", "density", "coverage"):
+            expected = "only 9 independent balls hold a row, 10 needed" if alone == 9 else None
+            assert few[name].reason == expected
+    smallest = prdc(features(3, 6, 2), features(4, 6, 2))
+    assert {estimate.reason for estimate in smallest.values()} == {
+        "n = k + 1: no row can be left out"
+    }
+
+
+def test_intervals_stay_inside_the_range() -> None:
+    scores = prdc(features(1, 60, 2), features(2, 60, 2))
+    for name in NAMES:
+        estimate = scores[name]
+        if estimate.ci_low is not None:
+            assert estimate.ci_low > 0
+            assert estimate.ci_high is not None
+            assert name == "density" or estimate.ci_high < 1

@@ -1,0 +1,181 @@
+"""Plugins: found in every place, described, and refused with the reason when they are wrong."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chexgenbench import hookspecs
+from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.registry import KINDS, describe, load_registry
+from chexgenbench.types import Context, Request
+
+GOOD = """
+import numpy as np
+from chexgenbench import Model, ModelSpec, hookimpl
+class Grey(Model):
+    def generate(self, requests):
+        return [np.full((32, 32), 99, np.uint8) for _ in requests]
+@hookimpl
+def chexgenbench_models():
+    yield ModelSpec(name="{name}", summary="grey", load=Grey)
+"""
+
+
+def plugin(folder: Path, file: str, code: str) -> Path:
+    path = folder / file
+    path.write_text(code)
+    return path
+
+
+def example(kind: str) -> str:
+    """The plugin in a hook's docstring."""
+    text = inspect.getdoc(getattr(hookspecs, f"chexgenbench_{kind}")) or ""
+    return inspect.cleandoc(text.split("::\n", 1)[1])
+
+
+def test_the_built_in_ones_are_all_there() -> None:
+    registry = load_registry()
+    assert not registry.problems
+    assert set(registry.models) >= {
+        "oracle",
+        "memorizer",
+        "noise",
+        "images",
+        "phantom-diffusion",
+        "stable-diffusion",
+    }
+    assert set(registry.encoders) == {"phantom-clip", "inception-v3", "rad-dino"}
+    assert set(registry.metrics) == {"fid", "kid", "prdc", "inception-score", "alignment"}
+    assert set(registry.splits) == {"demo", "csv", "mimic-cxr"}
+    for kind in KINDS:
+        for item in registry.of_kind(kind).values():
+            described = describe(item.spec)
+            assert described["summary"]
+            assert described["licence"] != "not stated"
+            assert all(entry["description"] for entry in described["parameters"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_example_of_each_hook_is_a_whole_plugin(tmp_path: Path, kind: str) -> None:
+    path = plugin(tmp_path, "example.py", example(kind))
+    registry = load_registry([path])
+    new = set(registry.of_kind(kind)) - set(load_registry().of_kind(kind))
+    assert len(new) == 1
+    registry.find(kind, new.pop()).load()
+
+
+def test_the_example_model_makes_images(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "stripes.py", example("models"))
+    stripes = load_registry([path]).models["stripes"]
+    context = Context(home=tmp_path, cache=tmp_path)
+    model = stripes.create(stripes.parse({"width": "4"}), context)
+    image = next(iter(model.generate([Request(id="a", prompt_id="a", prompt="x", seed=1)])))
+    assert image.shape == (128, 128)
+
+
+def test_a_folder_and_a_file_are_places_for_plugins(tmp_path: Path) -> None:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    plugin(folder, "one.py", GOOD.format(name="one"))
+    plugin(folder, "broken.py", "import a_module_that_is_not_there")
+    file = plugin(tmp_path, "one.py", GOOD.format(name="two"))
+    registry = load_registry([file], folder)
+    assert {"one", "two"} <= set(registry.models)
+    (problem,) = registry.problems
+    assert "broken.py" in problem.source
+    assert "a_module_that_is_not_there" in problem.reason
+
+
+def test_an_installed_package_is_a_place_too(tmp_path: Path) -> None:
+    plugin(tmp_path, "third_party.py", GOOD.format(name="third-party"))
+    info = tmp_path / "third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[chexgenbench]\nthird = third_party\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "chexgenbench.cli.main", "models", "list"],
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "third-party" in done.stdout
+
+
+def test_two_of_one_name_are_both_named(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "mine.py", GOOD.format(name="noise"))
+    with pytest.raises(UserError, match="noise") as caught:
+        load_registry([path])
+    assert "mine.py" in caught.value.message
+    assert "chexgenbench_plugins.models.noise" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import a_module_that_is_not_there", "a_module_that_is_not_there"),
+        ("x = = 1", "SyntaxError"),
+        ("x = 1", "has no hook"),
+        (GOOD.replace("ModelSpec(name", "dict(name").format(name="a"), "dict, not a ModelSpec"),
+        (GOOD.format(name="a/b"), "not a plugin name"),
+        (GOOD.replace("yield", "1 / 0; yield").format(name="a"), "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_file_is_an_error_that_names_it(tmp_path: Path, code: str, message: str) -> None:
+    path = plugin(tmp_path, "mine.py", code)
+    with pytest.raises(UserError, match=message) as caught:
+        load_registry([path])
+    assert "mine.py" in caught.value.message
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_registry([Path("no.py")])
+
+
+def test_what_load_names_is_checked_when_it_is_used(tmp_path: Path) -> None:
+    code = GOOD.replace("load=Grey", 'load="json:JSONDecoder"').format(name="odd")
+    with pytest.raises(ChexGenBenchError, match="not a subclass of Model"):
+        load_registry([plugin(tmp_path, "a.py", code)]).models["odd"].load()
+    code = GOOD.replace("load=Grey", 'load="json:Nothing"').format(name="none")
+    with pytest.raises(ChexGenBenchError, match=r"json:Nothing"):
+        load_registry([plugin(tmp_path, "b.py", code)]).models["none"].load()
+    code = GOOD.replace("load=Grey", 'load=Grey, requires=("not_there_at_all",)').format(name="far")
+    with pytest.raises(UserError, match="not_there_at_all") as caught:
+        load_registry([plugin(tmp_path, "c.py", code)]).models["far"].load()
+    assert "pip install" in str(caught.value.hint)
+
+
+def test_names_and_parameters_are_suggested() -> None:
+    registry = load_registry()
+    with pytest.raises(UserError, match="orcale") as caught:
+        registry.find("models", "orcale")
+    assert "'oracle'" in str(caught.value.hint)
+    noise = registry.models["noise"]
+    with pytest.raises(UserError, match="deviatoin") as caught:
+        noise.parse({"deviatoin": 1})
+    assert "'deviation'" in str(caught.value.hint)
+    with pytest.raises(UserError, match="deviation"):
+        noise.parse({"deviation": "much"})
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from chexgenbench.registry import load_registry; load_registry();"
+        "print([m for m in ('torch', 'pandas', 'duckdb', 'diffusers', 'transformers', 'scipy')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_location_is_no_part_of_an_identity() -> None:
+    diffusion = load_registry().models["phantom-diffusion"]
+    here, there = (diffusion.parse({"weights": place}) for place in ("a", "b"))
+    assert here.identity() == there.identity()
+    assert here.identity() != diffusion.parse({"weights": "a", "steps": 3}).identity()

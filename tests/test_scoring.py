@@ -1,0 +1,219 @@
+"""Scoring: every metric over every subset, each failure for itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chexgenbench.features import FeatureStore
+from chexgenbench.features.extract import EncoderPlan, text_key
+from chexgenbench.registry import Plugin, load_registry
+from chexgenbench.scoring import MetricPlan, Score, Sides, score, subset_names
+from chexgenbench.splits.prompts import PromptTable
+from chexgenbench.statistics import Estimate
+from chexgenbench.types import (
+    FINDINGS,
+    Context,
+    EncoderSpec,
+    MetricSpec,
+    NotApplicable,
+    Parameters,
+    Sample,
+    ScoreSpec,
+    SetMetric,
+)
+
+N, D = 300, 8
+REGISTRY = load_registry()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptTable:
+    random = np.random.default_rng(0)
+    labels = random.choice([1.0, 0.0, -1.0, np.nan], (N, 14), p=[0.3, 0.3, 0.1, 0.3])
+    labels[:, FINDINGS.index("Fracture")] = np.nan
+    labels[:3, FINDINGS.index("Fracture")] = 1.0
+    table = pd.DataFrame(
+        {
+            "prompt_id": [f"s{i}" for i in range(N)],
+            "prompt": [f"text {i}" for i in range(N)],
+            "patient_id": [f"p{i // 2}" for i in range(N)],
+            "view": "PA",
+            "image_path": [f"{i}.png" for i in range(N)],
+            **dict(zip(FINDINGS, labels.T, strict=True)),
+            "line": np.arange(N) + 2,
+            "copies": 1,
+        }
+    )
+    return PromptTable(
+        name="t", table=table, source_file=Path("t.csv"), images_root=Path(), rows_read=N
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> EncoderPlan:
+    folder = tmp_path_factory.mktemp("features")
+    random = np.random.default_rng(1)
+    outputs = {"features": D, "probabilities": 5}
+    images = FeatureStore(folder / "images", outputs)
+    texts = FeatureStore(folder / "texts", {"features": D})
+    real, fake = random.normal(size=(N, D)), random.normal(size=(N, D)) + 0.5
+    chances = random.dirichlet(np.ones(5), N)
+    images.write([f"r{i}" for i in range(N)], {"features": real, "probabilities": chances})
+    images.write([f"f{i}" for i in range(N)], {"features": fake, "probabilities": chances})
+    texts.write([text_key(f"text {i}") for i in range(N)], {"features": real})
+    spec = EncoderSpec(
+        name="e", summary="", load="a:B", outputs=outputs, preprocessing="", text=True
+    )
+    context = Context(home=folder, cache=folder)
+    return EncoderPlan(Plugin(spec, "t"), Parameters(), context, {}, images, texts)
+
+
+def sides(prompts: PromptTable, order: np.ndarray | None = None) -> Sides:
+    rows = np.arange(N) if order is None else order
+    return Sides(
+        prompts=prompts,
+        real=[f"r{i}" for i in range(N)],
+        fake=[f"f{i}" for i in rows],
+        fake_rows=rows,
+        fake_ids=[f"i{i}" for i in rows],
+    )
+
+
+def built_in(*names: str) -> list[MetricPlan]:
+    chosen = names or tuple(REGISTRY.metrics)
+    return [
+        MetricPlan(REGISTRY.metrics[name], REGISTRY.metrics[name].parse({}), ("e",))
+        for name in chosen
+    ]
+
+
+def indexed(scores: list[Score]) -> dict[tuple[str, str], Score]:
+    return {(item.metric, item.subset): item for item in scores}
+
+
+def test_every_score_is_taken_over_overall_and_the_14_findings(
+    prompts: PromptTable, encoder: EncoderPlan
+) -> None:
+    scores, samples = score(sides(prompts), built_in(), [encoder], seed=0)
+    found = indexed(scores)
+    names = {"fid", "kid", "precision", "recall", "density", "coverage"}
+    names |= {"inception_score", "alignment"}
+    assert set(found) == {(name, subset) for name in names for subset in subset_names()}
+    assert len(subset_names()) == 15
+    for (name, subset), item in found.items():
+        expected = int(prompts.subset_mask(subset).sum())
+        assert item.n_fake == expected
+        assert item.n_real == (None if name == "alignment" else expected)
+        if subset != "Fracture":
+            assert item.status == "ok"
+            assert item.ci_low is None or item.ci_low <= item.value <= item.ci_high  # type: ignore[operator]
+    (sample,) = samples
+    assert sample.values.shape == (N,)
+    assert found["alignment", "overall"].value == pytest.approx(sample.values.mean())
+
+
+def test_a_small_subset_is_skipped_with_the_reason(
+    prompts: PromptTable, encoder: EncoderPlan
+) -> None:
+    found = indexed(score(sides(prompts), built_in(), [encoder], seed=0)[0])
+    for name in ("fid", "precision", "coverage", "inception_score"):
+        item = found[name, "Fracture"]
+        assert (item.status, item.value, item.ci_low) == ("skipped", None, None)
+        assert "3" in str(item.reason)
+
+
+def test_order_and_shards_do_not_matter(prompts: PromptTable, encoder: EncoderPlan) -> None:
+    """Defect 1: a score averaged over shards is another score; ours is computed once."""
+    metrics = built_in("fid", "kid", "prdc", "alignment")
+    first = indexed(score(sides(prompts), metrics, [encoder], seed=0)[0])
+    shuffled = np.random.default_rng(2).permutation(N)
+    second = indexed(score(sides(prompts, shuffled), metrics, [encoder], seed=0)[0])
+    for key, item in first.items():
+        assert second[key].value == pytest.approx(item.value, rel=1e-9)
+        assert second[key].standard_error == pytest.approx(item.standard_error, rel=1e-6)
+    from chexgenbench.statistics import frechet_distance
+
+    real = encoder.images.read([f"r{i}" for i in range(N)])["features"]
+    fake = encoder.images.read([f"f{i}" for i in range(N)])["features"]
+    sharded = np.mean(
+        [
+            frechet_distance(r, f).value
+            for r, f in zip(np.array_split(real, 10), np.array_split(fake, 10), strict=True)
+        ]
+    )
+    assert sharded > 1.3 * first["fid", "overall"].value  # type: ignore[operator]
+
+
+def test_unreadable_images_of_either_side_are_not_counted(
+    prompts: PromptTable, encoder: EncoderPlan
+) -> None:
+    """Defect 4: an unreadable image is no black image."""
+    both = sides(prompts)
+    real, fake = list(both.real), list(both.fake)
+    real[5], fake[7], fake[8] = None, None, None
+    broken = dataclasses.replace(both, real=real, fake=fake)
+    scores, samples = score(broken, built_in("kid", "alignment"), [encoder], seed=0)
+    found = indexed(scores)
+    assert (found["kid", "overall"].n_real, found["kid", "overall"].n_fake) == (N - 1, N - 2)
+    assert np.isnan(samples[0].values[[7, 8]]).all()
+    assert np.isfinite(np.delete(samples[0].values, [7, 8])).all()
+
+
+class Odd(SetMetric):
+    def score(self, real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+        return self.parameters.returned()
+
+
+def odd(returned: object) -> MetricPlan:
+    class Returned(Parameters):
+        @staticmethod
+        def returned() -> object:
+            if isinstance(returned, Exception):
+                raise returned
+            return returned
+
+    spec = MetricSpec(
+        name="odd",
+        summary="",
+        load=Odd,
+        metric="set",
+        scores=(ScoreSpec(name="odd", higher_is_better=True),),
+        parameters=Returned,
+    )
+    return MetricPlan(Plugin(spec, "t"), Returned(), ("e",))
+
+
+@pytest.mark.parametrize(
+    ("returned", "status", "reason"),
+    [
+        (RuntimeError("bang"), "failed", "RuntimeError: bang"),
+        (NotApplicable("not today"), "skipped", "not today"),
+        ({}, "failed", "no 'odd'"),
+        ({"odd": Estimate(float("nan"))}, "failed", "nan"),
+        ({"odd": Estimate(1.0, reason="no interval")}, "ok", "no interval"),
+    ],
+)
+def test_a_failing_metric_leaves_the_others(
+    prompts: PromptTable, encoder: EncoderPlan, returned: object, status: str, reason: str
+) -> None:
+    plans = [odd(returned), *built_in("kid")]
+    found = indexed(score(sides(prompts), plans, [encoder], seed=0)[0])
+    assert found["odd", "overall"].status == status
+    assert reason in str(found["odd", "overall"].reason)
+    assert found["kid", "overall"].status == "ok"
+
+
+def test_pairing_is_by_prompt_not_by_position() -> None:
+    """Defect 6: the rows of one side may be fewer, or in another order."""
+
+    def sample(codes: list[int]) -> Sample:
+        return Sample(outputs={}, text=None, prompts=np.asarray(codes), patients=None)
+
+    assert sample([4, 9, 2]).answers(sample([2, 3, 4])).tolist() == [2, -1, 0]
+    assert sample([1]).answers(sample([])).tolist() == [-1]
