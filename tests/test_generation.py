@@ -17,7 +17,8 @@ import pytest
 from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.generation.requests import request_id, seed_of
 from chexgenbench.jobs.generate import MANIFEST, generate, read_manifest
-from chexgenbench.types import Context, Image, Model, Parameters, Request
+from chexgenbench.registry import Plugin
+from chexgenbench.types import Context, Image, Model, ModelSpec, Parameters, Request
 
 CONTEXT = Context(home=Path(), cache=Path())
 
@@ -163,8 +164,9 @@ def test_a_model_that_cannot_be_loaded_is_a_failure_of_the_model(tmp_path: Path)
         def __init__(self, parameters: object, context: Context) -> None:
             raise KeyError("weights")
 
-    with pytest.raises(ChexGenBenchError, match="cannot be loaded: KeyError"):
-        make(tmp_path, Unloadable)
+    plugin = Plugin(ModelSpec(name="u", summary="", load=Unloadable), "here.py")
+    with pytest.raises(ChexGenBenchError, match=r"'u' \(here\.py\) cannot be loaded: KeyError"):
+        plugin.create(Parameters(), CONTEXT)
 
 
 def test_flags_are_kept(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
 from desk import Desk, Done
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -47,9 +49,7 @@ def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_it_opens_from_disk(demo: tuple[Desk, Done], tmp_path: Path, width: int) -> None:
     page = demo[0].home / "Results" / "report.html"
     shot = tmp_path / "page.png"
-    done = chromium(
-        tmp_path, f"--screenshot={shot}", f"--window-size={width},2000", page.as_uri()
-    )
+    done = chromium(tmp_path, f"--screenshot={shot}", f"--window-size={width},2000", page.as_uri())
     assert shot.stat().st_size > 50_000
     assert "CONSOLE" not in done.stderr
 
@@ -75,11 +75,10 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     """A prompt, a model's name and a reason come from elsewhere."""
     desk = Desk.new(tmp_path)
     evil = '<img src=x onerror="alert(1)">'
-    rows = [
-        "id,path,annotated_prompt,chexpert_labels,patientID",
-        *(f'"s{i}","{i}.png","{evil.replace(chr(34), chr(34) * 2)} {i}","{{}}",p' for i in range(3)),
-    ]
-    (desk.home / "evil.csv").write_text("\n".join(rows) + "\n")
+    with (desk.home / "evil.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "path", "annotated_prompt", "chexpert_labels", "patientID"])
+        writer.writerows([[f"s{i}", f"{i}.png", f"{evil} {i}", "{}", "p"] for i in range(3)])
     options = ("--split", "evil.csv", "--model", "noise", "--metric", "alignment")
     desk.run("run", *options, "--include-credentialed")
     html = (desk.home / "Results" / "report.html").read_text()

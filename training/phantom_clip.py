@@ -15,7 +15,14 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
-from chexgenbench_plugins.phantom.clip import CONFIG, SIZE, WEIGHTS, build
+from chexgenbench_plugins.phantom.clip import (
+    CONFIG,
+    SIZE,
+    WEIGHTS,
+    build,
+    finding_embeddings,
+    load_clip,
+)
 from chexgenbench_plugins.phantom.findings import FINDINGS
 from chexgenbench_plugins.phantom.report import vocabulary
 from phantom_data import fresh_pairs
@@ -30,7 +37,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8_000)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument(
+        "--evaluate", action="store_true", help="only measure what is in --out, and write that down"
+    )
     options = parser.parse_args()
+    if options.evaluate:
+        figures = json.loads((options.out / "training.json").read_text())
+        figures |= evaluate(*load_clip(options.out), options.cache)
+        (options.out / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
+        return
 
     torch.manual_seed(SEED)
     start = time.perf_counter()
@@ -102,18 +117,17 @@ def _pixels(images: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(model, tokenize, cache: Path) -> dict:  # type: ignore[no-untyped-def, type-arg]
-    """Retrieval among 500 held-out pairs, and zero-shot AUROC of each finding."""
+    """Retrieval among 500 held-out pairs, and zero-shot area under the ROC curve by finding."""
     images, prompts, labels = fresh_pairs(500, "clip-test", cache)
     seen = model.encode_image(_pixels(images), normalize=True)
     read = model.encode_text(tokenize(prompts), normalize=True)
     ranks = (seen @ read.T).argsort(1, descending=True)
     hits = ranks == torch.arange(len(images))[:, None]
-    names = model.encode_text(tokenize([f"{finding}." for finding in FINDINGS]), normalize=True)
-    scores = (seen @ names.T).numpy()
+    scores = (seen @ finding_embeddings(model, tokenize).T).numpy()
     return {
         "retrieval_at_1_of_500": float(hits[:, :1].any(1).float().mean()),
         "retrieval_at_10_of_500": float(hits[:, :10].any(1).float().mean()),
-        "zero_shot_auroc": {
+        "auroc": {
             finding: round(float(roc_auc_score(labels[:, i] == 1, scores[:, i])), 3)
             for i, finding in enumerate(FINDINGS)
         },

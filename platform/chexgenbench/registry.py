@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -52,6 +52,7 @@ _BASES: dict[type[Spec], tuple[type, ...]] = {
     SplitSpec: (Split,),
 }
 
+T = TypeVar("T")
 S = TypeVar("S", ModelSpec, EncoderSpec, MetricSpec, SplitSpec)
 
 
@@ -147,8 +148,26 @@ class Plugin(Generic[S]):
             ) from error
 
     def create(self, parameters: Parameters, argument: Context | int) -> Any:
-        """An instance of the class behind the descriptor."""
-        return self.load()(parameters, argument)
+        """An instance of the class behind the descriptor; `call` says how it fails."""
+        found = self.load()
+        return self.call("cannot be loaded", lambda: found(parameters, argument))
+
+    def call(self, fault: str, function: Callable[[], T]) -> T:
+        """The result of a plugin's code.
+
+        Raises:
+            ChexGenBenchError: whatever it raised, as an error that names the plugin. The user's
+                own faults and those of the disk go up as they are.
+        """
+        try:
+            return function()
+        except (ChexGenBenchError, OSError):
+            raise
+        except Exception as error:
+            raise ChexGenBenchError(
+                f"The {self.spec.kind} {self.name!r} ({self.source}) {fault}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 @cache

@@ -38,7 +38,7 @@ class PhantomClip(Encoder):
     """Image and text embeddings of an open_clip model.
 
     The class probabilities are zero-shot: the softmax over the 14 findings of the scaled cosine
-    between the image and the finding's name.
+    between the image and the mean of reports that state the finding alone.
     """
 
     parameters: PhantomClipParameters
@@ -57,13 +57,14 @@ class PhantomClip(Encoder):
         super().__init__(parameters, context)
         import torch
 
-        from chexgenbench_plugins.phantom.clip import load_clip
+        from chexgenbench_plugins.phantom.clip import finding_embeddings, load_clip
 
         self.network, self.tokenize = load_clip(self.folder(parameters, context))
-        self.network.eval().requires_grad_(False).to(context.device)
+        self.network.eval().requires_grad_(False)
         with torch.inference_mode():
-            self.findings = self._text([f"{finding}." for finding in FINDINGS])
-            self.scale = self.network.logit_scale.exp()
+            self.findings = finding_embeddings(self.network, self.tokenize).to(context.device)
+            self.scale = self.network.logit_scale.exp().to(context.device)
+        self.network.to(context.device)
 
     def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
         from chexgenbench_plugins.phantom.clip import preprocess
@@ -98,6 +99,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         parameters=PhantomClipParameters,
         outputs={"features": 64, "probabilities": len(FINDINGS)},
         text=True,
+        version="2",
         preprocessing="grey, 128 x 128 squashed by antialiased bicubic, unit-length output",
         requires=("open_clip",),
         licence="Apache-2.0",

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .report import tokens
+from .findings import FINDINGS, generator, make_study, random_finding
+from .report import compose, tokens
 
 if TYPE_CHECKING:
     import open_clip
@@ -61,6 +62,30 @@ def tokenizer(vocabulary: Sequence[str], context: int) -> Tokenize:
         return rows
 
     return tokenize
+
+
+def finding_texts(count: int = 32) -> dict[str, list[str]]:
+    """For each finding, reports that state it alone, as the model has read them in training."""
+    texts: dict[str, list[str]] = {}
+    for name in FINDINGS:
+        rng = generator("finding texts", name)
+        studies = [
+            make_study({} if name == "No Finding" else {name: random_finding(name, rng, "present")})
+            for _ in range(count)
+        ]
+        texts[name] = [compose(study, rng) for study in studies]
+    return texts
+
+
+def finding_embeddings(model: open_clip.CLIP, tokenize: Tokenize) -> torch.Tensor:
+    """The direction of each finding: the mean text embedding of its reports, float32 [14, d]."""
+    import torch
+
+    means = [
+        model.encode_text(tokenize(texts), normalize=True).mean(0)
+        for texts in finding_texts().values()
+    ]
+    return torch.nn.functional.normalize(torch.stack(means), dim=1)
 
 
 def preprocess(image: PIL.Image.Image) -> torch.Tensor:

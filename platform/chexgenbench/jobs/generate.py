@@ -115,25 +115,12 @@ def generate(
             for number, start in enumerate(range(0, len(requests), batch_size)):
                 batch = requests[start : start + batch_size]
                 if not all(request.id in rows for request in batch):
-                    model = model or _load(load)
+                    model = model or load()
                     _make_batch(model, batch, number, folder, rows, manifest)
                 advance(len(batch))
         return {request.id: rows[request.id] for request in requests}
     finally:
         lock.release()
-
-
-def _load(load: Callable[[], Model]) -> Model:
-    try:
-        return load()
-    except ChexGenBenchError as error:
-        raise ChexGenBenchError(error.message, hint=error.hint) from error
-    except OSError:
-        raise
-    except Exception as error:
-        raise ChexGenBenchError(
-            f"The model cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _make_batch(
@@ -148,8 +135,8 @@ def _make_batch(
     start = time.perf_counter()
     try:
         images = list(model.generate(batch))
-    except ChexGenBenchError as error:
-        raise ChexGenBenchError(error.message, hint=error.hint) from error
+    except (ChexGenBenchError, OSError):
+        raise
     except Exception as error:
         raise ChexGenBenchError(
             f"{name} failed on requests {batch[0].id} to {batch[-1].id}: "

@@ -74,12 +74,14 @@ def board_text(cells: Sequence[Cell], models: Sequence[str], width: int = 80) ->
     overall = {
         (cell.metric, cell.encoder, cell.model): cell for cell in cells if cell.subset == "overall"
     }
-    for metric, encoder in dict.fromkeys((key[0], key[1]) for key in overall):
+    rows = list(dict.fromkeys((key[0], key[1]) for key in overall))
+    several = len({encoder for _, encoder in rows}) > 1
+    for metric, encoder in rows:
         row = [overall.get((metric, encoder, model)) for model in models]
         first = next(cell for cell in row if cell)
         better = "higher" if first.higher_is_better else "lower"
         table.add_row(
-            f"{metric}\n({better} is better)",
+            f"{metric}\n({encoder + ', ' if several else ''}{better} is better)",
             *("-" if cell is None else f"{number(cell.value)}\n{interval(cell)}" for cell in row),
         )
     out = io.StringIO()

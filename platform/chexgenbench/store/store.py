@@ -51,6 +51,15 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def check(self) -> None:
+        """Raises `UserError` for a store that this release cannot use; an absent one is well."""
+        if self.path.is_file():
+            connection = self._connect()
+            try:
+                self._version(connection)
+            finally:
+                connection.close()
+
     def ingest(self, folders: Iterable[Path]) -> list[str]:
         """Takes run directories in, in place of what the store had of the same runs."""
         runs = [_read(folder) for folder in folders]

@@ -15,12 +15,17 @@ from typing import Any, Literal
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
 from chexgenbench.generation import Generation, make_requests, plan_generation
+from chexgenbench.files import digest
 from chexgenbench.home import Home
 from chexgenbench.registry import Plugin, Registry, load_registry
 from chexgenbench.scoring import MetricPlan
 from chexgenbench.splits.prompts import PromptTable, read_prompts
+from chexgenbench.store.store import Store
 from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSpec
 from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
+
+_MANY_FILES = 64
+"""Above this, weight files (a folder of images, say) are recorded by one hash of all."""
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -109,6 +114,7 @@ def make_plan(options: Options, *, models: bool = True) -> Plan:
     values = _parameters(options, suite, chosen)
 
     check_folders(options.home)
+    Store(options.home.store).check()
     device = resolve_device(options.device)
     context = Context(device=device, home=options.home.root, cache=options.home.cache)
     prompts, training = _read_split(options, suite, split, values[suite.split], context)
@@ -206,7 +212,11 @@ def hash_weights(
     plugin: Plugin[Any], parameters: Any, context: Context, hashes: HashCache
 ) -> dict[str, str]:
     """Name (relative to the folder that all have in common) to SHA-256 of each weight file."""
-    paths = [Path(path).resolve() for path in plugin.load().weights(parameters, context)]
+    found = plugin.load()
+    paths = plugin.call(
+        "cannot name its weights",
+        lambda: [Path(path).resolve() for path in found.weights(parameters, context)],
+    )
     if not paths:
         return {}
     base = Path(os.path.commonpath([path.parent for path in paths]))
@@ -215,6 +225,8 @@ def hash_weights(
         if value is None:
             raise UserError(f"The weights of {plugin.name!r} cannot be read: {path}.")
         result[path.relative_to(base).as_posix()] = value
+    if len(result) > _MANY_FILES:
+        return {f"{len(result)} files": digest(result)}
     return dict(sorted(result.items()))
 
 
@@ -363,7 +375,7 @@ def _read_split(
 ) -> tuple[PromptTable, PromptTable | None]:
     instance = split.create(split.parse(values), context)
     assert isinstance(instance, Split)  # Plugin.load has checked the class
-    source = instance.source()
+    source = split.call("cannot name its files", instance.source)
     root = options.images_root or source.images_root
     if root is not None and options.images_root is not None and not root.is_dir():
         raise UserError(f"--images-root {root} is not a folder.")
