@@ -70,8 +70,8 @@ class RadDino(Encoder):
         from PIL import Image
 
         grey = image.convert("L")
-        scale = SIZE / min(grey.size)
-        width, height = (max(SIZE, round(side * scale)) for side in grey.size)
+        # The longer side is cut to whole pixels, as the published processor does.
+        width, height = (side * SIZE // min(grey.size) for side in grey.size)
         grey = grey.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - SIZE) // 2, (height - SIZE) // 2
         grey = grey.crop((left, top, left + SIZE, top + SIZE))

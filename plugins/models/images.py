@@ -20,7 +20,6 @@ from chexgenbench import (
     hookimpl,
 )
 from chexgenbench.images import read_image
-from chexgenbench.splits.user_images import read_image_list
 
 
 class ImagesParameters(Parameters):
@@ -47,6 +46,8 @@ class Images(Model):
         """Prompt to file, or ``SyntheticImg_<id>`` to file where there is no CSV."""
         folder = context.home / Path(parameters.folder).expanduser()
         if parameters.csv is not None:
+            from chexgenbench.splits.user_images import read_image_list
+
             listed = read_image_list(context.home / Path(parameters.csv).expanduser(), folder)
             return dict(reversed(listed))  # the first image of a prompt counts
         if not folder.is_dir():

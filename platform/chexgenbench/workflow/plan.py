@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
-from chexgenbench.generation import Generation, make_requests, plan_generation
 from chexgenbench.files import digest
+from chexgenbench.generation import Generation, make_requests, plan_generation
 from chexgenbench.home import Home
 from chexgenbench.registry import Plugin, Registry, load_registry
 from chexgenbench.scoring import MetricPlan

@@ -1,0 +1,77 @@
+"""What README and docs show is run or generated."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from desk import Desk, Done
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def test_generated_parts_are_what_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: make docs"
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "MIMIC_Splits" / "README.md"]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(n) for n in re.findall(r"(?<![\w.])-?\d+\.?\d*(?:e-?\d+)?(?![\w.])", text)]
+
+
+@pytest.mark.slow
+def test_the_leaderboard_of_the_readme_is_the_demos(demo: tuple[Desk, Done]) -> None:
+    """To 2 % of each number, or of the largest in its row: other machines round otherwise."""
+    match = re.search(r"<!-- leaderboard -->\n```\n(.*?)```", README, re.DOTALL)
+    assert match
+    shown, printed = (text.split("Store:")[0] for text in (match[1], demo[1].out))
+    shown_lines = [line for line in shown.splitlines() if re.search(r"\d", line)]
+    lines = [line for line in printed.splitlines() if re.search(r"\d", line)]
+    assert len(shown_lines) == len(lines) > 10
+    for expected, line in zip(shown_lines, lines, strict=True):
+        wanted, found = _numbers(expected), _numbers(line)
+        assert len(wanted) == len(found), (expected, line)
+        scale = max(map(abs, wanted))
+        assert all(abs(a - b) <= 0.02 * scale for a, b in zip(wanted, found, strict=True)), line
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work(demo: tuple[Desk, Done]) -> None:
+    desk = demo[0]
+    (code,) = blocks(README, "python")
+    (desk.home / "checkers.py").write_text(code)
+    commands = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    assert len(commands) >= 5
+    for line in commands:
+        program, *arguments = shlex.split(line)
+        assert program == "chexgenbench"
+        assert desk.run(*arguments).out.strip()
+
+
+@pytest.mark.slow
+def test_what_the_demo_says_to_try_works(demo: tuple[Desk, Done]) -> None:
+    desk, done = demo
+    for line in done.out.split("Try next:\n")[1].strip().splitlines():
+        assert desk.run(*shlex.split(line)[1:]).out.strip()

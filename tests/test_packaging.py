@@ -1,0 +1,94 @@
+"""The wheel holds everything, and starting costs nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(out),
+            str(ROOT),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_the_wheel_has_plugins_and_data(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in (
+        "chexgenbench_plugins/models/oracle.py",
+        "chexgenbench_plugins/splits/demo.py",
+        "chexgenbench_plugins/suites/demo.toml",
+        "chexgenbench_plugins/data/phantom-diffusion/model_index.json",
+        "chexgenbench_plugins/data/phantom-clip/model.safetensors",
+        "chexgenbench_plugins/data/demo_split/DEMO_ANNOTATIONS_TEST.csv",
+        "chexgenbench/published/fidelity.csv",
+        "chexgenbench/report/page.html.j2",
+    ):
+        assert wanted in names
+    assert not [name for name in names if name.startswith(("tests", "platform"))]
+    assert not [name for name in names if "LLAVARAD" in name or "prompt_INFO" in name]
+
+
+def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
+    place = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place)
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import sys, chexgenbench, chexgenbench_plugins.data as d;"
+        f"assert chexgenbench.__file__.startswith({str(place)!r}), chexgenbench.__file__;"
+        f"assert str(d.data_folder('demo_split')).startswith({str(place)!r});"
+        "from chexgenbench.cli.main import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "--model", "noise", "--limit", "25"],
+        env=os.environ | {"PYTHONPATH": str(place), "CHEXGENBENCH_CACHE": str(tmp_path / "cache")},
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (home / "Results" / "chexgenbench.duckdb").is_file()
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom chexgenbench.cli.main import app\n"
+        f"try:\n    app({command!r})\nexcept SystemExit:\n    pass\n"
+        "print('heavy:', [m for m in ('torch', 'pandas', 'duckdb', 'numpy', 'pyarrow', 'diffusers')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("heavy: []")
+
+
+def test_the_standard_module_platform_is_itself() -> None:
+    code = "import chexgenbench, platform; print(platform.system())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip()
