@@ -209,6 +209,7 @@ def scenarios() -> Iterator[Scenario]:
         "d=16 n=500 skewed": World(500, 16, **APART, skew=0.3),
         "d=16 n=500 m=2000": World(500, 16, 2000, **APART),
         "d=16 n=500 paired": World(500, 16, **APART, **PAIRED),
+        "d=16 n=100 paired": World(100, 16, **APART, **PAIRED),
         "d=16 n=500 paired equal": World(500, 16, **PAIRED),
         "d=16 n=500 patients": World(500, 16, **APART, **CLUSTERED),
         "d=16 n=500 paired patients": World(500, 16, **APART, paired=True, prompt=0.3, **CLUSTERED),

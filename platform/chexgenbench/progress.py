@@ -45,17 +45,26 @@ class Progress:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
         from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{speed:.1f}/s" if speed else "")
 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn(unit),
+            Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -82,8 +91,9 @@ class Progress:
                 )
 
         yield advance
+        seconds = time.monotonic() - start
         print(
-            f"{name}: {done} of {total} {unit} in {time.monotonic() - start:.1f} s",
+            f"{name}: {done} of {total} {unit} in {seconds:.1f} s ({done / seconds:.1f} a second)",
             file=stream,
             flush=True,
         )

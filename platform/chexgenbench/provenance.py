@@ -17,7 +17,6 @@ _PACKAGES = (
     "diffusers",
     "transformers",
     "open_clip_torch",
-    "torchmetrics",
     "numpy",
     "scipy",
     "pillow",

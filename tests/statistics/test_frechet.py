@@ -186,12 +186,16 @@ def test_infinite_is_the_extrapolation_of_its_halves() -> None:
 
 
 def test_infinite_adds_the_variance_of_its_partitions_to_the_error() -> None:
-    x, y = features(1, 300, 4), features(2, 300, 4)
-    draws = [frechet_distance_infinite(x, y, seed=seed) for seed in range(80)]
-    plugin = frechet_distance(x, y)
-    added = (draws[0].standard_error or 0) ** 2 - (plugin.standard_error or 0) ** 2
-    # A variance over 80 draws is known to 16 %, and the pairs of units behind it to some 10 %.
-    assert added == pytest.approx(np.var([one.value for one in draws], ddof=1), rel=0.4)
+    added, found = [], []
+    for data in range(6):
+        x, y = features(2 * data, 200, 4), features(2 * data + 1, 200, 4)
+        draws = [frechet_distance_infinite(x, y, seed=seed) for seed in range(30)]
+        plugin = frechet_distance(x, y)
+        added.append((draws[0].standard_error or 0) ** 2 - (plugin.standard_error or 0) ** 2)
+        found.append(np.var([one.value for one in draws], ddof=1))
+    # Each variance over 30 draws is known to 26 %, and the second-order part to as much: the
+    # means of six to 15 % together, of which three are allowed.
+    assert np.mean(added) == pytest.approx(np.mean(found), rel=0.45)
 
 
 def test_infinite_removes_the_bias_of_equal_distributions() -> None:

@@ -83,6 +83,19 @@ def test_second_order_variance_is_taken_off_once() -> None:
         assert error < 0.5 * expected
 
 
+def test_variance_is_what_is_left_without_the_second_order_but_never_less_than_it() -> None:
+    units = units_of(0, 50)
+    random = np.random.default_rng(0)
+    terms, row = random.normal(size=(50, 16)), random.normal(size=50)
+    for size in (100.0, 0.1):
+        influence = Influence(units, np.zeros(0), size * row, np.zeros((0, 16)), terms)
+        first, second = float((influence.by_unit() ** 2).sum()), influence.second_order()
+        assert second > 0
+        expected = first - second if size == 100.0 else second
+        assert influence.variance() == pytest.approx(expected)
+        assert influence.variance() != pytest.approx(first)
+
+
 @pytest.mark.parametrize("value", [1e-12, 0.3, 0.999999])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
 def test_intervals_of_shares_stay_between_0_and_1(value: float, size: float) -> None:

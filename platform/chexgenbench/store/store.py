@@ -175,7 +175,12 @@ class Store:
                 f"Another process has held {self.path}.lock for {_LOCK_SECONDS} s.",
                 hint="Wait for it or end it, then try again.",
             ) from error
-        except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        except (
+            OSError,
+            duckdb.IOException,
+            duckdb.OutOfMemoryException,
+            duckdb.FatalException,  # a checkpoint on a full disk
+        ) as error:
             raise UserError(
                 f"{self.path} cannot be written: {error}. What was there before is unchanged.",
                 hint="Free some disk space or make the folder writable; then "
