@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import subprocess
@@ -63,6 +64,16 @@ def hardware(device: str) -> dict[str, Any]:
         facts["gpu"] = properties.name
         facts["gpu_memory_gb"] = round(properties.total_memory / 1e9, 1)
     return facts
+
+
+@cache
+def numerics() -> str:
+    """SHA-256 of the code that turns features into numbers: another code is another run."""
+    folder = Path(__file__).resolve().parent
+    code = hashlib.sha256()
+    for path in sorted([*folder.glob("statistics/*.py"), *folder.glob("scoring/*.py")]):
+        code.update(path.read_bytes())
+    return code.hexdigest()
 
 
 @cache

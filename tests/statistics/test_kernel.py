@@ -167,3 +167,56 @@ def test_second_order_variance_agrees_with_the_kernel_matrix() -> None:
     # Var = 1/4 of the full double sum of H for T = 1/2 sum H: here 1/2 sum over u != v of H^2.
     expected = (interaction**2).sum() / 2
     assert influence.second_order() == pytest.approx(expected, rel=0.2)
+
+
+def test_rows_of_one_unit_are_no_pair() -> None:
+    """By the definition, in two loops, with the kernel about the middle of both sides (what depends
+    on one row alone cancels in expectation, and with groups of unequal size only there)."""
+    random = np.random.default_rng(3)
+    x, y = random.normal(size=(14, 3)), random.normal(size=(11, 3)) + 0.3
+    patients_x = random.integers(0, 5, 14)
+    patients_y = random.integers(3, 8, 11)
+
+    centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
+
+    def kernel(p: Array, q: Array) -> float:
+        return float((p @ q / 3 + 1) ** 3)
+
+    def mean(a: Array, b: Array, of_a: Array, of_b: Array) -> float:
+        kernels = [
+            kernel(p, q) - kernel(p, centre) - kernel(centre, q) + kernel(centre, centre)
+            for p, i in zip(a, of_a, strict=True)
+            for q, j in zip(b, of_b, strict=True)
+            if i != j
+        ]
+        return float(np.mean(kernels))
+
+    expected = (
+        mean(x, x, patients_x, patients_x)
+        + mean(y, y, patients_y, patients_y)
+        - 2 * mean(x, y, patients_x, patients_y)
+    )
+    found = kernel_distance(x, y, groups_real=patients_x, groups_fake=patients_y)
+    assert found.value == pytest.approx(expected, rel=1e-10)
+
+
+def test_an_honest_model_of_the_same_prompts_is_at_zero() -> None:
+    """Answers to the same prompts are alike in what the prompt says; that is no distance."""
+    random = np.random.default_rng(4)
+    paired, all_pairs = [], []
+    for _ in range(200):
+        said = random.normal(size=(60, 6)) * 2
+        x, y = said + random.normal(size=(60, 6)), said + random.normal(size=(60, 6))
+        paired.append(kernel_distance(x, y, pairs=True).value)
+        all_pairs.append(kernel_distance(x, y).value)
+    error = np.std(paired) / np.sqrt(len(paired))
+    assert abs(np.mean(paired)) < 3.5 * error
+    assert np.mean(all_pairs) < -10 * error
+
+
+def test_one_patient_only_has_a_value_and_no_interval() -> None:
+    random = np.random.default_rng(5)
+    x, y = random.normal(size=(2, 9, 3))
+    found = kernel_distance(x, y, groups_real=["p"] * 9, groups_fake=["p"] * 9)
+    assert found.value == pytest.approx(kernel_distance(x, y).value)
+    assert found.ci_low is None

@@ -456,6 +456,7 @@ def _record(
         "prompts": plan.prompts.fingerprint(),
         "real": real.id,
         "protocol": suite.protocol,
+        "numerics": provenance.numerics(),
         "encoders": encoders,
         "metrics": metrics,
         "seed": suite.seed,
