@@ -202,6 +202,21 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert cache.sha256([path]) == [sha256_file(path)] != first[:1]
 
 
+def test_a_damaged_hash_cache_costs_time_only(tmp_path: Path) -> None:
+    path = tmp_path / "hashes.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    assert HashCache(path).sha256([path]) == [sha256_file(path)]
+
+
+def test_texts_that_fail_name_the_encoder(tmp_path: Path, images: list) -> None:
+    class Mute(Thumbnail):
+        def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+            raise ValueError("no words")
+
+    with pytest.raises(ChexGenBenchError, match=r"thumbnail.*no words"):
+        run([plan(tmp_path, Mute)], images, texts=["a"])
+
+
 @pytest.mark.parametrize("batch", [1, 7, 32])
 def test_the_demo_encoder_does_not_depend_on_the_batch(tmp_path: Path, batch: int) -> None:
     """Within 1e-5 of the largest entry: kernels may differ in the last bits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -99,8 +100,16 @@ class Slow(Batchy):
         yield from super().generate(requests)
 
 
-def _in_process(folder: Path) -> None:
-    make(folder, Slow, count=40)
+def _in_process(folder: Path, images: int) -> None:
+    """Makes that many images and then waits to be killed, in the middle of a batch."""
+
+    class Stopping(Batchy):
+        def generate(self, requests: Sequence[Request]) -> list[Image]:  # type: ignore[override]
+            if len(list(folder.glob("images/*.png"))) >= images:
+                time.sleep(600)
+            return list(super().generate(requests))
+
+    make(folder, Stopping, count=40)
 
 
 def test_killed_at_any_moment_and_started_again_it_is_the_same(tmp_path: Path) -> None:
@@ -108,10 +117,10 @@ def test_killed_at_any_moment_and_started_again_it_is_the_same(tmp_path: Path) -
     killed = tmp_path / "killed"
     spawn = multiprocessing.get_context("fork")
     for images_before in (1, 14, 30):
-        process = spawn.Process(target=_in_process, args=(killed,))
+        process = spawn.Process(target=_in_process, args=(killed, images_before))
         process.start()
         while process.is_alive() and len(list(killed.glob("images/*.png"))) < images_before:
-            time.sleep(0.005)
+            time.sleep(0.001)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -148,6 +157,7 @@ def failing(returned: object) -> type[Model]:
     ("returned", "message"),
     [
         (RuntimeError("out of luck"), "RuntimeError: out of luck"),
+        (FileNotFoundError("no config.json"), "FileNotFoundError: no config.json"),
         ([], "0 images for 4 requests"),
         ([np.zeros((3, 32, 32))] * 4, "r0: an image"),
         ([np.zeros((32, 32))] * 5, "5 images for 4"),
@@ -157,6 +167,11 @@ def failing(returned: object) -> type[Model]:
 def test_a_failing_model_is_named(tmp_path: Path, returned: object, message: str) -> None:
     with pytest.raises(ChexGenBenchError, match=message):
         make(tmp_path, failing(returned))
+
+
+def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path, failing(OSError(errno.ENOSPC, "No space left on device")))
 
 
 def test_a_model_that_cannot_be_loaded_is_a_failure_of_the_model(tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ def load(name: str, home: Path, **values: object) -> Model:
     return found.create(parameters, context)
 
 
+def _weights(model: Model) -> list[bytes]:
+    return [path.read_bytes() for path in model.weights(model.parameters, model.context)]
+
+
 def pixels(model: Model, wanted: list[Request], batch: int) -> np.ndarray:
     made = []
     for start in range(0, len(wanted), batch):
@@ -215,6 +219,9 @@ def test_ready_images_are_a_model(tmp_path: Path) -> None:
     table.write_text(f'prompt,img_savename\n"{PROMPTS[0]}",SyntheticImg_s1.png\n')
     by_prompt = load("images", tmp_path, folder="mine", csv="info.csv")
     assert pixels(by_prompt, requests(1), 1).max() == 50
+    before = _weights(by_prompt)
+    table.write_text(f'prompt,img_savename\n"{PROMPTS[0]}",SyntheticImg_s0.png\n')
+    assert before != _weights(load("images", tmp_path, folder="mine", csv="info.csv"))
     for values in ({"folder": "none"}, {"folder": "."}):
         with pytest.raises(UserError):
             load("images", tmp_path, **values)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,6 +86,28 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("heavy: []")
+
+
+def test_every_option_tells_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the help as it is shown, where a default written in brackets would vanish as markup."""
+    from chexgenbench.cli.main import app
+
+    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    waiting, bare, seen = [()], [], 0
+    while waiting:
+        words = waiting.pop()
+        text = CliRunner().invoke(app, [*words, "--help"]).output
+        options, _, commands = text.partition("─ Commands ")
+        waiting += [(*words, name) for name in re.findall(r"^│ (\w+) ", commands, re.MULTILINE)]
+        for line in re.findall(r"^│ .*--[a-z].*$", options, re.MULTILINE):
+            name = re.search(r"--[a-z-]+", line)
+            assert name
+            seen += 1
+            typers_own = name[0] in ("--help", "--install-completion", "--show-completion")
+            if not (typers_own or "[default: " in line or "[required]" in line):
+                bare.append((*words, name[0]))
+    assert seen > 60
+    assert bare == []
 
 
 def test_the_standard_module_platform_is_itself() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from chexgenbench import hookspecs
 from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.registry import KINDS, describe, load_registry
+from chexgenbench.registry import KINDS, _source_hash, describe, load_registry
 from chexgenbench.types import Context, Request
 
 GOOD = """
@@ -172,6 +172,28 @@ def test_listing_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_identity_covers_the_code_that_a_plugin_imports(tmp_path: Path) -> None:
+    """The oracle's images depend on the renderer, the encoder's on its tokenizer."""
+    registry = load_registry()
+    own = [registry.models["noise"], registry.models["oracle"], registry.encoders["phantom-clip"]]
+    assert len({item.source_hash() for item in own}) == 3
+    package = tmp_path / "third_party_pack"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("SHADE = 99\n")
+    (package / "plugin.py").write_text("from . import helper\n" + GOOD.format(name="packed"))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        hashes = []
+        for shade in (99, 98):
+            (package / "helper.py").write_text(f"SHADE = {shade}\n")
+            _source_hash.cache_clear()
+            hashes.append(_source_hash("third_party_pack.plugin"))
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert hashes[0] != hashes[1] != ""
 
 
 def test_a_location_is_no_part_of_an_identity() -> None:

@@ -81,7 +81,6 @@ def sides(prompts: PromptTable, order: np.ndarray | None = None) -> Sides:
         real=[f"r{i}" for i in range(N)],
         fake=[f"f{i}" for i in rows],
         fake_rows=rows,
-        fake_ids=[f"i{i}" for i in rows],
     )
 
 
@@ -186,7 +185,7 @@ def odd(returned: object) -> MetricPlan:
         summary="",
         load=Odd,
         metric="set",
-        scores=(ScoreSpec(name="odd", higher_is_better=True),),
+        scores=(ScoreSpec(name="odd", higher_is_better=True, lowest=0.0),),
         parameters=Returned,
     )
     return MetricPlan(Plugin(spec, "t"), Returned(), ("e",))
@@ -199,6 +198,9 @@ def odd(returned: object) -> MetricPlan:
         (NotApplicable("not today"), "skipped", "not today"),
         ({}, "failed", "no 'odd'"),
         ({"odd": Estimate(float("nan"))}, "failed", "nan"),
+        ({"odd": 1.0}, "failed", "a float"),
+        (None, "failed", "TypeError"),
+        ({"odd": Estimate(-3.0)}, "failed", "-3.0"),
         ({"odd": Estimate(1.0, reason="no interval")}, "ok", "no interval"),
     ],
 )

@@ -73,7 +73,10 @@ def test_uncertain_labels_are_kept_apart_unless_said(tmp_path: Path) -> None:
         for policy in ("keep", "positive", "negative")
     }
     assert positives == {"keep": [False, True], "positive": [True, True], "negative": [False, True]}
-    assert read(path).table["Edema"].tolist() == [-1.0, 1.0]
+    for policy in ("keep", "positive"):
+        table = read(path, uncertain=policy)
+        assert table.table["Edema"].tolist() == [-1.0, 1.0]
+        assert table.fingerprint() == read(path).fingerprint()
     assert np.isnan(read(path).table["Fracture"]).all()
 
 

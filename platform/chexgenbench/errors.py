@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -26,6 +27,16 @@ class UserError(ChexGenBenchError):
     """Bad input that the user can mend; the command ends with exit code 2."""
 
     exit_code = 2
+
+
+def is_disk_fault(error: BaseException) -> bool:
+    """Whether the disk is full, read-only or broken, which ends a command, whoever noticed it.
+
+    Other kinds of `OSError` are raised for many things: a missing weight file, a lost connection,
+    a file that is no image.
+    """
+    faults = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+    return isinstance(error, OSError) and error.errno in faults
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

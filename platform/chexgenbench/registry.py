@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -21,7 +22,7 @@ import pluggy
 import pydantic
 
 from chexgenbench import hookspecs
-from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
+from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault, unknown_name
 from chexgenbench.types import (
     Context,
     Encoder,
@@ -113,17 +114,11 @@ class Plugin(Generic[S]):
         return {"name": self.spec.name, "version": version, "source": self.source_hash()}
 
     def source_hash(self) -> str:
-        """SHA-256 of the module that `load` names; empty where there is no source file."""
+        """SHA-256 of the module that `load` names and of what it imports from its own package;
+        empty where there is no source file."""
         target = self.spec.load
-        if isinstance(target, str):
-            found = importlib.util.find_spec(target.partition(":")[0])
-            file = found.origin if found else None
-        else:
-            # A plugin file was imported under a made-up name, which getsourcefile cannot resolve.
-            file = getattr(sys.modules.get(target.__module__), "__file__", None)
-        if not file or not Path(file).is_file():
-            return ""
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        name = target.partition(":")[0] if isinstance(target, str) else target.__module__
+        return _source_hash(name)
 
     def parse(self, values: Mapping[str, Any]) -> Parameters:
         """The typed parameters from what the user wrote, strings or TOML values.
@@ -161,13 +156,59 @@ class Plugin(Generic[S]):
         """
         try:
             return function()
-        except (ChexGenBenchError, OSError):
+        except ChexGenBenchError:
             raise
         except Exception as error:
+            if is_disk_fault(error):
+                raise
             raise ChexGenBenchError(
                 f"The {self.spec.kind} {self.name!r} ({self.source}) {fault}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+@cache
+def _source_hash(name: str) -> str:
+    top = name.partition(".")[0]
+    files: dict[str, bytes] = {}
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        path = _source_file(module)
+        if module in files or path is None:
+            continue
+        files[module] = path.read_bytes()
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(files[module])):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                dots = "." * node.level
+                base = importlib.util.resolve_name(f"{dots}{node.module or ''}", package)
+                found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            waiting += [each for each in found if each.partition(".")[0] == top]
+    if not files:
+        return ""
+    code = hashlib.sha256()
+    for module, content in sorted(files.items()):
+        code.update(f"{module}\n{len(content)}\n".encode() + content)
+    return code.hexdigest()
+
+
+def _source_file(module: str) -> Path | None:
+    loaded = sys.modules.get(module)
+    # A plugin file was imported under a made-up name, which find_spec cannot resolve.
+    file = getattr(loaded, "__file__", None)
+    if file is None:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            return None
+        file = found.origin if found else None
+    path = Path(file) if file else None
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
 
 
 @cache

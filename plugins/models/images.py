@@ -62,7 +62,9 @@ class Images(Model):
                 f"There is no image for the model 'images' in {parameters.folder}.",
                 hint="Name a table: --set images.csv=prompt_INFO.csv",
             )
-        return sorted(set(files.values()))
+        # The table too: it decides which image answers which prompt.
+        table = [] if parameters.csv is None else [context.home / Path(parameters.csv).expanduser()]
+        return [*table, *sorted(set(files.values()))]
 
     def __init__(self, parameters: ImagesParameters, context: Context) -> None:
         super().__init__(parameters, context)

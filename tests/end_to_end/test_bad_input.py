@@ -98,6 +98,8 @@ def test_real_images_are_looked_at_before_anything_is_made(desk: Desk) -> None:
     assert nothing_was_made(desk)
     checked = desk.run("splits", "validate", path, "--images-root", ".", code=2)
     assert "30 images" in checked.err
+    examined = desk.run("doctor", "--split", path, "--images-root", ".", "-m", "noise", code=2)
+    assert "FAULT real images: 30 of 30" in examined.out
     good = desk.run("splits", "validate", path)
     assert "30 rows, 30 prompts" in good.out
 

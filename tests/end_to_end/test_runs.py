@@ -39,7 +39,7 @@ def test_killed_at_three_moments_the_scores_are_the_same_to_the_bit(tmp_path: Pa
     moments: list[tuple[str, Callable[[], bool]]] = [
         ("features", lambda: any(killed.cache.rglob("part-*.parquet"))),
         ("images", lambda: len(list(generations.glob("*/images/*.png"))) > 100),
-        ("store", lambda: (killed.home / "Results" / "chexgenbench.duckdb").exists()),
+        ("store", lambda: len(list(killed.home.glob("runs/*/scores.parquet"))) == 2),
     ]
     for name, come in moments:
         process = killed.start(*SMALL)
@@ -70,14 +70,20 @@ def test_interrupted_it_says_how_to_go_on(desk: Desk) -> None:
 
 def test_encoding_batches_do_not_change_scores(tmp_path: Path) -> None:
     found = {}
+    first = Desk.new(tmp_path / "images")
+    options = ("--limit", 90, "--model", "phantom-diffusion", "--set", "steps=2")
+    first.run("generate", *options)
+    sql = "select metric, subset, value from scores where status = 'ok' order by all"
     for batch in (1, 7, 32):
         desk = Desk.new(tmp_path / str(batch))
-        desk.run("run", "--limit", 90, "--model", "noise", "--encode-batch-size", batch)
-        rows = desk.rows(
-            "select metric, subset, value from scores where status = 'ok' order by all"
-        )
-        found[batch] = {(row["metric"], row["subset"]): float(row["value"]) for row in rows}
+        shutil.copytree(first.home / "runs", desk.home / "runs")
+        done = desk.run("run", *options, "--encode-batch-size", batch)
+        assert "generate" not in done.err
+        found[batch] = {
+            (row["metric"], row["subset"]): float(row["value"]) for row in desk.rows(sql)
+        }
     assert found[1].keys() == found[7].keys() == found[32].keys()
+    assert len({value for (metric, _), value in found[32].items() if metric == "kid"}) == 15
     for batch in (1, 7):
         for key, value in found[32].items():
             assert found[batch][key] == pytest.approx(value, rel=1e-5), key
@@ -115,10 +121,17 @@ BROKEN = """
 from chexgenbench import Model, ModelSpec, hookimpl
 class Broken(Model):
     def generate(self, requests):
-        raise RuntimeError("the weights are haunted")
+        raise FileNotFoundError("the weights are haunted")
+class Unloadable(Model):
+    def __init__(self, parameters, context):
+        raise KeyError("no such layer")
+    def generate(self, requests):
+        return []
 @hookimpl
 def chexgenbench_models():
     yield ModelSpec(name="broken", summary="fails", load=Broken)
+    yield ModelSpec(name="unloadable", summary="fails earlier", load=Unloadable)
+    yield ModelSpec(name="absent", summary="fails first", load="not_a_module:Model")
 """
 
 
@@ -126,13 +139,16 @@ def test_one_model_fails_and_the_others_stand(desk: Desk) -> None:
     path = desk.home / "broken.py"
     path.write_text(BROKEN)
     options = ("run", "--limit", 30, "--plugin", path)
-    done = desk.run(*options, "--model", "broken", "--model", "noise", code=1)
-    assert "haunted" in done.err
+    failing = [word for name in ("broken", "unloadable", "absent") for word in ("-m", name)]
+    done = desk.run(*options, *failing, "--model", "noise", code=1)
+    for reason in ("haunted", "no such layer", "not_a_module"):
+        assert reason in done.err
     assert "noise" in done.out
     rows = desk.rows("select model, status, reason from runs order by model")
     assert [(row["model"], row["status"]) for row in rows] == [
         ("broken", "failed"),
         ("noise", "finished"),
+        ("unloadable", "failed"),
     ]
     assert "haunted" in rows[0]["reason"]
     assert desk.rows("select distinct model from leaderboard") == [{"model": "noise"}]
@@ -264,6 +280,46 @@ def test_another_split_by_csv_file_keeps_its_text_to_itself(desk: Desk) -> None:
     page = (desk.home / "Results/report.html").read_text()
     assert secret in page
     assert "data:image" in page
+
+
+def test_a_limited_run_does_not_hide_the_whole_one(desk: Desk) -> None:
+    """The leaderboard has what was asked for last, finished before or not."""
+    sql = "select n_fake, extra_info from leaderboard where metric = 'kid' and subset = 'overall'"
+    options = ("run", "--model", "noise", "--limit")
+    desk.run(*options, 40)
+    desk.run(*options, 10)
+    assert desk.rows(sql) == [{"n_fake": "10", "extra_info": ""}]
+    results = desk.home / "Results"
+    (results / "image_generation_metrics.csv").unlink()
+    desk.run(*options, 40, "--extra-info", "again")
+    assert desk.rows(sql) == [{"n_fake": "40", "extra_info": "again"}]
+    with (results / "image_generation_metrics.csv").open() as file:
+        assert [row["Extra Info"] for row in csv.DictReader(file)] == ["again"]
+
+
+def test_an_image_that_was_changed_is_noticed(desk: Desk) -> None:
+    options = ("--model", "noise", "--limit", 6)
+    desk.run("generate", *options)
+    first, second = sorted(desk.home.glob("runs/generations/*/images/*.png"))[:2]
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    failed = desk.run("run", *options, code=1)
+    assert "not as they were made" in failed.err
+    assert first.name in failed.err
+    first.unlink()
+    desk.run("run", *options)
+    assert first.read_bytes() == whole
+
+
+def test_policies_of_labels_share_the_images(desk: Desk) -> None:
+    desk.run("generate", "--model", "noise", "--limit", 60)
+    counts = {}
+    for policy in ("keep", "positive"):
+        done = desk.run("run", "--model", "noise", "--limit", 60, "--uncertain", policy)
+        assert "generate" not in done.err
+        rows = desk.rows("select subset, n_fake from leaderboard where metric = 'alignment'")
+        counts[policy] = sum(int(row["n_fake"]) for row in rows)
+    assert counts["positive"] > counts["keep"]
 
 
 def test_new_repeats_a_finished_run(desk: Desk) -> None:

@@ -20,7 +20,7 @@ from chexgenbench.store import store as store_module
 from chexgenbench.store.export_csv import OWN_COLUMNS, PUBLISHED_COLUMNS, export_run
 from chexgenbench.store.records import SCHEMAS, RunRecord, conform
 from chexgenbench.store.render import render
-from chexgenbench.store.run_directory import finished_runs, read_record, write_record, write_run
+from chexgenbench.store.run_directory import read_record, run_folders, write_record, write_run
 from chexgenbench.store.schema import SCHEMA_VERSION, TABLES, VIEWS
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
@@ -135,7 +135,7 @@ def test_ingest_is_idempotent_and_rebuild_gives_the_same(store: Store, tmp_path:
     assert before["images"][0]["seed"] == 2**63 - 1
     assert before["sample_scores"][0]["value"] is None
     assert len(before["models"]) == 2
-    store.ingest(finished_runs(tmp_path / "runs"))
+    store.ingest(run_folders(tmp_path / "runs"))
     assert content(store) == before
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "run.json").write_text("{")
@@ -158,7 +158,6 @@ def test_a_run_that_is_under_way_needs_no_tables(store: Store, tmp_path: Path) -
         store.query("SELECT count(*) AS n FROM leaderboard WHERE run_id = 'ac-3'")[0][0].as_py()
         == 0
     )
-    assert folder not in finished_runs(tmp_path / "runs")
     write_record(folder, record("ac-3"))
     with pytest.raises(UserError, match=r"parquet is missing"):
         store.ingest([folder])
@@ -328,18 +327,23 @@ def test_two_writers_at_once_beside_a_reader(store: Store, tmp_path: Path) -> No
 
 def test_records_are_checked(tmp_path: Path) -> None:
     run = record("r")
-    write_record(tmp_path, run)
-    assert read_record(tmp_path) == run
-    path = tmp_path / "run.json"
+    folder = tmp_path / "r"
+    write_record(folder, run)
+    assert read_record(folder) == run
+    path = folder / "run.json"
     value = json.loads(path.read_text())
     for change in ({"schema_version": 5}, {"colour": 1}, {"status": "odd"}):
         path.write_text(json.dumps(value | change))
         with pytest.raises(UserError, match=r"run\.json"):
-            read_record(tmp_path)
+            read_record(folder)
     with pytest.raises(ValueError, match="missing columns"):
-        write_run(tmp_path, run, {"scores": pd.DataFrame({"run_id": ["r"]})})
+        write_run(folder, run, {"scores": pd.DataFrame({"run_id": ["r"]})})
     with pytest.raises(ValueError, match="not of 'r'"):
-        write_run(tmp_path, run, tables(record("other")))
+        write_run(folder, run, tables(record("other")))
+    write_record(folder, run)
+    folder.rename(tmp_path / "other")
+    with pytest.raises(UserError, match="not of its folder's"):
+        read_record(tmp_path / "other")
     arrow = conform("scores", tables(run)["scores"])
     assert conform("scores", arrow) == arrow
 

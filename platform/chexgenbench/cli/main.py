@@ -20,6 +20,10 @@ app = typer.Typer(
 )
 
 
+_CTRL_C = 130
+"""The exit code that typer gives to a KeyboardInterrupt."""
+
+
 def _version(value: bool) -> None:
     if value:
         print(f"chexgenbench {__version__}")
@@ -30,7 +34,13 @@ def _version(value: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Show the version.",
+            show_default="off",
+        ),
     ] = False,
 ) -> None:
     pass
@@ -60,17 +70,15 @@ def main() -> None:
         if error.hint:
             print(error.hint, file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"Error: {where}{error.strerror or error}.", file=sys.stderr)
         print("What was made is kept: mend this and repeat the same command.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on where this one was.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _CTRL_C:
+            print("Stopped. The same command goes on where this one was.", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

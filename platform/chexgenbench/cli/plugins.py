@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 KINDS = ("models", "encoders", "metrics", "splits")
-Files = Annotated[list[Path] | None, typer.Option("--plugin", help="A file with a plugin.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Files = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A file with a plugin.", show_default="none")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.", show_default="off")]
 groups: dict[str, typer.Typer] = {}
 
 

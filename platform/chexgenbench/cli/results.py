@@ -32,7 +32,7 @@ runs = typer.Typer(help="The runs in the store.", no_args_is_help=True)
 store = typer.Typer(help="The store itself.", no_args_is_help=True)
 
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to show the result.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file. [default: the screen]")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file.", show_default="the screen")]
 
 
 def query(
@@ -47,11 +47,16 @@ def query(
 
 def leaderboard(
     metric: Annotated[
-        str | None, typer.Option(help="One score, such as fid. [default: all]")
+        str | None, typer.Option(help="One score, such as fid.", show_default="all")
     ] = None,
     subset: Annotated[str, typer.Option(help="overall, or a finding.")] = "overall",
-    sort: Annotated[str | None, typer.Option(help="The column, or score, to sort by.")] = None,
-    suite: Annotated[str | None, typer.Option(help="One suite. [default: all]")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="A column to sort by; -column: the other way.", show_default="the best first"
+        ),
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="One suite.", show_default="all")] = None,
     format: FormatOption = Format.table,
     out: Out = None,
     home: HomeFolder = None,
@@ -96,7 +101,7 @@ def compare(
 
 def report(
     run: Annotated[
-        list[str] | None, typer.Argument(help="Runs. [default: the leaderboard's]")
+        list[str] | None, typer.Argument(help="Runs.", show_default="the leaderboard's")
     ] = None,
     include_credentialed: Credentialed = False,
     home: HomeFolder = None,
@@ -109,7 +114,8 @@ def report(
     if run:
         chosen = [questions.resolve_run(opened, name) for name in run]
     else:
-        chosen = opened.query("SELECT DISTINCT run_id FROM leaderboard").column(0).to_pylist()
+        board = "SELECT run_id, model FROM leaderboard GROUP BY ALL ORDER BY min(suite), model"
+        chosen = opened.query(board).column(0).to_pylist()
     page = write_report(opened, place, chosen, include_credentialed=include_credentialed)
     print(f"Page: {place.shown(page)}")
 
@@ -139,22 +145,26 @@ def show(
 @runs.command("delete")
 def delete(
     run: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", show_default="off")
+    ] = False,
     home: HomeFolder = None,
 ) -> None:
     """Delete a run's record and its rows in the store; its images stay."""
     import shutil
 
+    from chexgenbench.files import inside
     from chexgenbench.store import questions
 
     place, opened = _open(home)
     name = questions.resolve_run(opened, run)
-    folder = place.runs / name
+    folder = inside(place.runs, name)
     print(f"This deletes {place.shown(folder)} and the run's rows in the store; images stay.")
     if not yes:
         typer.confirm("Delete?", abort=True)
     # The record first: the store is an index of it and can be made again without this run.
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     opened.delete([name])
 
 

@@ -30,44 +30,65 @@ class Uncertain(StrEnum):
 
 SuiteName = Annotated[str, typer.Option("--suite", help="A suite's name, or a TOML file.")]
 Models = Annotated[
-    list[str] | None, typer.Option("--model", "-m", help="A model; repeat it. [default: suite's]")
+    list[str] | None,
+    typer.Option("--model", "-m", help="A model; repeat it.", show_default="suite's"),
 ]
 SplitName = Annotated[
-    str | None, typer.Option("--split", help="A split's name, or a CSV file. [default: suite's]")
+    str | None,
+    typer.Option("--split", help="A split's name, or a CSV file.", show_default="suite's"),
 ]
 Encoders = Annotated[
-    list[str] | None, typer.Option("--encoder", help="An encoder; repeat it. [default: suite's]")
+    list[str] | None,
+    typer.Option("--encoder", help="An encoder; repeat it.", show_default="suite's"),
 ]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="A metric, or metric@encoder; repeat it. [default: suite's]"),
+    typer.Option(
+        "--metric", help="A metric, or metric@encoder; repeat it.", show_default="suite's"
+    ),
 ]
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A file with a plugin; repeat it.")
+    list[Path] | None,
+    typer.Option("--plugin", help="A file with a plugin; repeat it.", show_default="none"),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A parameter, name=value or plugin.name=value; repeat it."),
+    typer.Option(
+        "--set",
+        help="A parameter, name=value or plugin.name=value; repeat it.",
+        show_default="none",
+    ),
 ]
 ImagesRoot = Annotated[
-    Path | None, typer.Option("--images-root", help="Where the split's image paths start.")
+    Path | None,
+    typer.Option("--images-root", help="Where the image paths start.", show_default="the split's"),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", help="role=NAME for id, prompt, path, labels, patient, view."),
+    typer.Option(
+        "--column",
+        help="role=NAME for id, prompt, path, labels, patient, view.",
+        show_default="the split's",
+    ),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first N prompts. [default: all]")
+    int | None, typer.Option("--limit", min=1, help="Only the first N prompts.", show_default="all")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Run seed. [default: suite's, 0]")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Run seed.", show_default="suite's, 0")
+]
 Repeats = Annotated[
-    int | None, typer.Option("--repeats", min=1, help="Images a prompt. [default: suite's, 1]")
+    int | None, typer.Option("--repeats", min=1, help="Images a prompt.", show_default="suite's, 1")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Requests a call. [default: the model's]")
+    int | None,
+    typer.Option("--batch-size", min=1, help="Requests a call.", show_default="the model's"),
 ]
 Exact = Annotated[
-    bool, typer.Option("--exact", help="One request a call: independent of the batch size.")
+    bool,
+    typer.Option(
+        "--exact", help="One request a call: independent of the batch size.", show_default="off"
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0, ...")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
@@ -78,19 +99,30 @@ BadImage = Annotated[
     OnBadImage, typer.Option("--on-bad-image", help="Unreadable images: stop, or leave them out.")
 ]
 UncertainPolicy = Annotated[
-    Uncertain | None, typer.Option("--uncertain", help="Uncertain labels. [default: suite's, keep]")
+    Uncertain | None,
+    typer.Option("--uncertain", help="Uncertain labels.", show_default="suite's, keep"),
 ]
-ExtraInfo = Annotated[str, typer.Option("--extra-info", help="A label for the run.")]
+ExtraInfo = Annotated[
+    str, typer.Option("--extra-info", help="A label for the run.", show_default="none")
+]
 HomeFolder = Annotated[
     Path | None,
-    typer.Option("--home", help="Project folder. [default: CHEXGENBENCH_HOME, or here]"),
+    typer.Option("--home", help="Project folder.", show_default="CHEXGENBENCH_HOME, or here"),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-New = Annotated[bool, typer.Option("--new", help="Repeat it although it is finished.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would run; make nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default="off")]
+New = Annotated[
+    bool, typer.Option("--new", help="Repeat it although it is finished.", show_default="off")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would run; make no image.", show_default="off")
+]
 Credentialed = Annotated[
     bool,
-    typer.Option("--include-credentialed", help="Patients' text and images may go to the page."),
+    typer.Option(
+        "--include-credentialed",
+        help="Patients' text and images may go to the page.",
+        show_default="off",
+    ),
 ]
 
 
@@ -166,7 +198,8 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Your own images: a table with the columns prompt and img_savename, such as "
-            "assets/CSV/prompt_INFO.csv. [default: the images that `generate` made]"
+            "assets/CSV/prompt_INFO.csv.",
+            show_default="the images that `generate` made",
         ),
     ] = None,
     images_dir: Annotated[Path, typer.Option(help="The folder of your own images.")] = Path(
@@ -174,7 +207,7 @@ def evaluate(
     ),
     name: Annotated[
         str | None,
-        typer.Option(help="What to call your own images. [default: images:FOLDER]"),
+        typer.Option(help="What to call your own images.", show_default="images:FOLDER"),
     ] = None,
     suite: SuiteName = "demo",
     model: Models = None,
@@ -254,9 +287,10 @@ def _options(given: dict[str, Any]) -> Options:
             )
         columns[role] = column
     settings = list(given.get("set_") or [])
+    root: Path | None = given.get("images_root")
     split = given.get("split")
     if split and split.lower().endswith(".csv"):
-        settings.append(f"csv.test={split}")
+        settings.append(f"csv.test={Path(split).expanduser().resolve()}")
         split = "csv"
     changes = {
         "split": split,
@@ -272,7 +306,7 @@ def _options(given: dict[str, Any]) -> Options:
         changes=changes,
         plugins=tuple(given.get("plugin") or ()),
         settings=tuple(settings),
-        images_root=given.get("images_root"),
+        images_root=root.expanduser().resolve() if root is not None else None,
         columns=columns,
         device=given.get("device", "auto"),
         dtype=given.get("dtype", "auto"),
@@ -285,10 +319,12 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def _dry_run(options: Options) -> None:
-    from chexgenbench.workflow.plan import estimate_bytes, make_plan, plan_models
+    from chexgenbench.errors import ChexGenBenchError
+    from chexgenbench.workflow.plan import encoded_real, estimate_bytes, make_plan, plan_models
 
     plan = make_plan(options)
-    generations = plan_models(plan)
+    failed: dict[str, ChexGenBenchError] = {}
+    generations = plan_models(plan, failed)
     print(f"suite {plan.suite.name}, split {plan.split.name}: {len(plan.prompts)} prompts")
     for item in generations:
         made, total = item.made(), len(item.requests)
@@ -300,12 +336,16 @@ def _dry_run(options: Options) -> None:
             f"  {item.plugin.name}: {made} of {total} images cached; time {time}, "
             f"disk at most {estimate_bytes(item) / 1e6:.0f} MB"
         )
-    print(f"encoders: {', '.join(item.name for item in plan.encoders)}")
+    for encoder in plan.encoders:
+        known, total = encoded_real(plan, encoder)
+        print(f"  {encoder.name}: {known} of {total} real images encoded")
     print(f"metrics: {', '.join(item.plugin.name for item in plan.metrics)}, over 15 subsets")
+    for name, error in failed.items():
+        typer.echo(f"Fails: {name}: {error.message}", err=True)
 
 
 def _finish(options: Options, outcome: Outcome) -> None:
-    from chexgenbench.report.board import board_text, models_of, read_cells
+    from chexgenbench.report.board import board_text, columns_of, read_cells
     from chexgenbench.report.page import write_report
     from chexgenbench.store.store import Store
 
@@ -317,7 +357,8 @@ def _finish(options: Options, outcome: Outcome) -> None:
         page = write_report(
             store, options.home, runs, include_credentialed=options.include_credentialed
         )
-        print(board_text(read_cells(store, runs), models_of(store, runs)))
+        columns = columns_of(store, runs)
+        print(board_text(read_cells(store, columns), list(columns.values())))
         shown = options.home.shown
         print(f"Store: {shown(options.home.store)}\nPage:  {shown(page)}")
         question = (

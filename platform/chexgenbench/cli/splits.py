@@ -32,7 +32,7 @@ def validate(
     if images_root is None:
         print("images not checked: name their folder with --images-root")
         return
-    bad = check_images(table)
+    bad = check_images(table, decode=True)
     for row, problem in bad:
         print(f"line {table.table['line'].iloc[row]}: {problem.message}")
     if bad:

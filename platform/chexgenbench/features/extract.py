@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chexgenbench.errors import ChexGenBenchError
+from chexgenbench.errors import ChexGenBenchError, is_disk_fault
 from chexgenbench.features.store import FeatureStore
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.images import BadImage
@@ -190,23 +190,23 @@ def extract(
                 bad=bad,
                 advance=advance,
             )
-    except (ChexGenBenchError, OSError):
+        for plan in encoders:
+            if lacking_texts.get(plan.name):
+                spec, encoder = loaded[plan.name]
+                todo, writer = lacking_texts[plan.name], _Writer(plan.texts)
+                encode_texts(todo, spec, encoder, batch_size=batch_size, sink=writer.add)
+                writer.flush()
+    except ChexGenBenchError:
         raise
     except Exception as error:
+        if is_disk_fault(error):
+            raise
         names = ", ".join(sorted(loaded))
         raise ChexGenBenchError(
             f"Encoding failed ({names}): {type(error).__name__}: {error}"
         ) from error
     finally:
         for writer in writers.values():
-            writer.flush()
-    for plan in encoders:
-        if lacking_texts.get(plan.name):
-            writer = _Writer(plan.texts)
-            spec, encoder = loaded[plan.name]
-            encode_texts(
-                lacking_texts[plan.name], spec, encoder, batch_size=batch_size, sink=writer.add
-            )
             writer.flush()
     done.encoded = len(items) - len(done.bad)
     done.seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from chexgenbench.errors import ChexGenBenchError
+from chexgenbench.errors import ChexGenBenchError, is_disk_fault
 from chexgenbench.files import atomic_path, remove_leftovers, sha256_bytes
 from chexgenbench.images import to_image
 from chexgenbench.types import Model, Request
@@ -135,9 +135,11 @@ def _make_batch(
     start = time.perf_counter()
     try:
         images = list(model.generate(batch))
-    except (ChexGenBenchError, OSError):
+    except ChexGenBenchError:
         raise
     except Exception as error:
+        if is_disk_fault(error):
+            raise
         raise ChexGenBenchError(
             f"{name} failed on requests {batch[0].id} to {batch[-1].id}: "
             f"{type(error).__name__}: {error}"

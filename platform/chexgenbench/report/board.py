@@ -1,9 +1,9 @@
-"""The leaderboard as rows of scores and columns of models."""
+"""The leaderboard as rows of scores and columns of runs."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from chexgenbench.store.store import Store
 
 @dataclass(frozen=True)
 class Cell:
-    """One score of one model on one subset, as it stands in the store."""
+    """One score of one run on one subset, as it stands in the store."""
 
-    model: str
+    column: str
     metric: str
     encoder: str
     subset: str
@@ -27,21 +27,31 @@ class Cell:
     reason: str | None
 
 
-def read_cells(store: Store, runs: Sequence[str]) -> list[Cell]:
-    """The scores of the named runs."""
+def columns_of(store: Store, runs: Sequence[str]) -> dict[str, str]:
+    """Run to the head of its column: the model's name, with suite and run where names repeat."""
+    rows: list[dict[str, Any]] = store.query("SELECT run_id, model, suite FROM runs").to_pylist()
+    facts = {row["run_id"]: row for row in rows if row["run_id"] in runs}
+    names = [fact["model"] for fact in facts.values()]
+
+    def head(run: str) -> str:
+        model: str = facts[run]["model"]
+        if names.count(model) == 1:
+            return model
+        return f"{model} ({facts[run]['suite']}, {run[:8]})"
+
+    return {run: head(run) for run in dict.fromkeys(runs) if run in facts}
+
+
+def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
+    """The scores of the runs that have a column, in a fixed order."""
     table = store.query(
-        "SELECT model, metric, encoder, subset, value, ci_low, ci_high, n_fake, "
-        "higher_is_better, status, reason FROM scores WHERE list_contains(?, run_id)",
-        [list(runs)],
+        "SELECT run_id, metric, encoder, subset, value, ci_low, ci_high, n_fake, "
+        "higher_is_better, status, reason FROM scores WHERE list_contains(?, run_id) "
+        "ORDER BY rowid",
+        [list(columns)],
     )
-    return [Cell(**row) for row in table.to_pylist()]
-
-
-def models_of(store: Store, runs: Sequence[str]) -> list[str]:
-    """The models of the runs, in the order given."""
-    rows: list[dict[str, Any]] = store.query("SELECT run_id, model FROM runs").to_pylist()
-    names = {row["run_id"]: row["model"] for row in rows}
-    return list(dict.fromkeys(names[run] for run in runs if run in names))
+    rows = table.to_pylist()
+    return [Cell(column=columns[row.pop("run_id")], **row) for row in rows]
 
 
 def number(value: float | None) -> str:
@@ -62,22 +72,22 @@ def interval(cell: Cell) -> str:
     return f"{number(cell.ci_low)} to {number(cell.ci_high)}"
 
 
-def board_text(cells: Sequence[Cell], models: Sequence[str], width: int = 80) -> str:
-    """The overall scores as a table for the terminal: a row a score, a column a model."""
+def board_text(cells: Sequence[Cell], columns: Sequence[str], width: int = 80) -> str:
+    """The overall scores as a table for the terminal: a row a score, a column a run."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Leaderboard, all prompts: value and 95 % interval", title_justify="left")
     table.add_column("score", no_wrap=True)
-    for model in models:
-        table.add_column(model, justify="right")
+    for column in columns:
+        table.add_column(column, justify="right")
     overall = {
-        (cell.metric, cell.encoder, cell.model): cell for cell in cells if cell.subset == "overall"
+        (cell.metric, cell.encoder, cell.column): cell for cell in cells if cell.subset == "overall"
     }
     rows = list(dict.fromkeys((key[0], key[1]) for key in overall))
     several = len({encoder for _, encoder in rows}) > 1
     for metric, encoder in rows:
-        row = [overall.get((metric, encoder, model)) for model in models]
+        row = [overall.get((metric, encoder, column)) for column in columns]
         first = next(cell for cell in row if cell)
         better = "higher" if first.higher_is_better else "lower"
         table.add_row(

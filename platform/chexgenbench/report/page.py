@@ -11,7 +11,7 @@ from typing import Any
 from chexgenbench.files import write_text
 from chexgenbench.home import Home
 from chexgenbench.images import BadImage, read_image
-from chexgenbench.report.board import Cell, interval, models_of, number, read_cells
+from chexgenbench.report.board import Cell, columns_of, interval, number, read_cells
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 
@@ -30,13 +30,14 @@ def write_report(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    cells = read_cells(store, runs)
+    columns = columns_of(store, runs)
+    cells = read_cells(store, columns)
     records = [
-        row
-        for run in runs
+        row | {"column": column}
+        for run, column in columns.items()
         for row in store.query("SELECT * FROM runs WHERE run_id = ?", [run]).to_pylist()
     ]
-    models = models_of(store, runs)
+    models = list(columns.values())
     hidden = any(record["credentialed"] for record in records) and not include_credentialed
     environment = Environment(
         loader=PackageLoader("chexgenbench.report", "."),
@@ -64,7 +65,7 @@ def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]
     rows = []
     overall = [cell for cell in cells if cell.subset == "overall"]
     for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in overall):
-        by_model = {c.model: c for c in overall if (c.metric, c.encoder) == (metric, encoder)}
+        by_model = {c.column: c for c in overall if (c.metric, c.encoder) == (metric, encoder)}
         first = next(iter(by_model.values()))
         ends = [
             end
@@ -105,7 +106,7 @@ def _heat(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
     tables = []
     for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in cells):
         chosen = {
-            (cell.subset, cell.model): cell
+            (cell.subset, cell.column): cell
             for cell in cells
             if (cell.metric, cell.encoder) == (metric, encoder) and cell.subset != "overall"
         }
@@ -162,7 +163,7 @@ def _gallery(store: Store, home: Home, records: Sequence[dict[str, Any]]) -> lis
             [record["run_id"]],
         ).to_pylist():
             folder = home.generations / str(record["generation_id"])
-            images[record["model"], row["prompt_id"]] = {**row, "path": folder / row["path"]}
+            images[record["column"], row["prompt_id"]] = {**row, "path": folder / row["path"]}
     shown = []
     for prompt in prompts[::step][:GALLERY]:
         real = None
@@ -170,10 +171,10 @@ def _gallery(store: Store, home: Home, records: Sequence[dict[str, Any]]) -> lis
             real = _thumbnail(Path(base["images_root"]) / prompt["image_path"])
         made = []
         for record in records:
-            row = images.get((record["model"], prompt["prompt_id"]))
+            row = images.get((record["column"], prompt["prompt_id"]))
             made.append(
                 {
-                    "model": record["model"],
+                    "model": record["column"],
                     "image": _thumbnail(row["path"]) if row else None,
                     "flags": ", ".join(row["flags"] or []) if row else "",
                 }

@@ -45,14 +45,12 @@ class Sides:
         real: one entry a row of `prompts`; None where there is no readable image.
         fake: one entry a generated image; None where it is not readable.
         fake_rows: int64 [n], the row of `prompts` that each generated image answers.
-        fake_ids: the ids of the generated images.
     """
 
     prompts: PromptTable
     real: Sequence[str | None]
     fake: Sequence[str | None]
     fake_rows: NDArray[np.int64]
-    fake_ids: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +253,7 @@ def _scores(
     estimates: Mapping[str, Estimate] = {}
     status, reason = "ok", None
     try:
-        estimates = run()
+        estimates = dict(run())
     except NotApplicable as error:
         status, reason = "skipped", str(error)
     except Exception as error:  # a metric is a plugin: whatever it raises, the others stand
@@ -266,7 +264,7 @@ def _scores(
         if status == "ok":
             row_reason = _fault(estimate, declared)
             row_status = "failed" if row_reason else "ok"
-        good = estimate if row_status == "ok" else None
+        good = estimate if row_status == "ok" and isinstance(estimate, Estimate) else None
         known = good or _NOTHING
         yield Score(
             metric=declared.name,
@@ -286,9 +284,15 @@ def _scores(
         )
 
 
-def _fault(estimate: Estimate | None, declared: ScoreSpec) -> str | None:
+def _fault(estimate: object, declared: ScoreSpec) -> str | None:
+    """What is wrong with what a metric returned for a score; it may be anything."""
     if estimate is None:
         return f"the metric returned no {declared.name!r}"
-    if not math.isfinite(estimate.value):
-        return f"the metric returned {estimate.value} for {declared.name!r}"
+    if not isinstance(estimate, Estimate):
+        return f"the metric returned a {type(estimate).__name__} for {declared.name!r}"
+    value = estimate.value
+    # Rounding may carry a share a last bit beyond 1.
+    slack = 1e-9 * max(1.0, abs(value))
+    if not (math.isfinite(value) and declared.lowest - slack <= value <= declared.highest + slack):
+        return f"the metric returned {value} for {declared.name!r}"
     return None

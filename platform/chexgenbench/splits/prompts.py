@@ -48,6 +48,7 @@ class PromptTable:
         source_file: the CSV.
         images_root: the folder that image paths start from; None where there are no images.
         rows_read: rows of the file before de-duplication.
+        uncertain: what -1 counts as in `subset_mask`; the table has it as it was read.
         conflicts: (line kept, line dropped) of rows of one prompt whose labels differ.
         materialise: draws the images of the given ids where they are missing.
     """
@@ -57,6 +58,7 @@ class PromptTable:
     source_file: Path
     images_root: Path | None
     rows_read: int
+    uncertain: Uncertain = "keep"
     conflicts: Sequence[tuple[int, int]] = ()
     materialise: Materialise | None = None
 
@@ -85,7 +87,8 @@ class PromptTable:
             return np.ones(len(self), np.bool_)
         if name not in FINDINGS:
             raise unknown_name("subset", name, ("overall", *FINDINGS))
-        mask: NDArray[np.bool_] = self.table[name].to_numpy(np.float64) == 1.0
+        labels = self.table[name].to_numpy(np.float64)
+        mask: NDArray[np.bool_] = decide_uncertain(labels, self.uncertain) == 1.0
         return mask
 
     def patient_codes(self) -> NDArray[np.int64] | None:
@@ -177,7 +180,7 @@ def read_prompts(
             "patient_id": _known(cells, "patient", raw.index),
             "view": _known(cells, "view", raw.index),
             "image_path": _known(cells, "path", raw.index),
-            **dict(zip(FINDINGS, decide_uncertain(labels, uncertain).T, strict=True)),
+            **dict(zip(FINDINGS, labels.T, strict=True)),
             "line": raw["line"],
         }
     )
@@ -189,6 +192,7 @@ def read_prompts(
         source_file=path,
         images_root=images_root,
         rows_read=len(raw),
+        uncertain=uncertain,
         conflicts=conflicts,
         materialise=materialise,
     )
@@ -196,6 +200,8 @@ def read_prompts(
 
 def check_images(prompts: PromptTable, *, decode: bool = False) -> list[tuple[int, BadImage]]:
     """The rows whose real image is missing or lies outside the root, with why.
+
+    Missing images of a procedural split are drawn first.
 
     Args:
         decode: also decodes every image.

@@ -50,6 +50,7 @@ class RunRecord(BaseModel):
     images_per_second: float | None = None
     created_at: str
     finished_at: str | None = None
+    used_at: str | None = None
     extra_info: str = ""
     caption_type: str = "annotated_prompt"
     credentialed: bool = False
@@ -124,11 +125,6 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     ),
 }
 """The tables of a run directory, each in a Parquet file of its name."""
-
-SCORE_COLUMNS: tuple[str, ...] = tuple(SCHEMAS["scores"].names)
-SAMPLE_SCORE_COLUMNS: tuple[str, ...] = tuple(SCHEMAS["sample_scores"].names)
-PROMPT_COLUMNS: tuple[str, ...] = tuple(SCHEMAS["prompts"].names)
-IMAGE_COLUMNS: tuple[str, ...] = tuple(SCHEMAS["images"].names)
 
 
 def conform(name: str, table: pa.Table | pd.DataFrame) -> pa.Table:

@@ -52,7 +52,7 @@ def read_record(folder: Path) -> RunRecord:
             hint="Update chexgenbench, or move the run out of the runs folder.",
         )
     try:
-        return RunRecord.model_validate(value)
+        record = RunRecord.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
@@ -60,6 +60,12 @@ def read_record(folder: Path) -> RunRecord:
             f"{path} is not the record of a run: {where}: {first['msg']}.",
             hint="Delete the directory and run again.",
         ) from error
+    if record.run_id != folder.name:
+        raise UserError(
+            f"{path} is the record of the run {record.run_id!r}, not of its folder's.",
+            hint="Give the folder the name of the run.",
+        )
+    return record
 
 
 def read_table(folder: Path, name: str, record: RunRecord) -> pa.Table:
@@ -86,17 +92,12 @@ def run_folders(runs_folder: Path) -> list[Path]:
     return sorted(path for path in runs_folder.iterdir() if (path / RECORD_NAME).is_file())
 
 
-def finished_runs(runs_folder: Path) -> list[Path]:
-    """The directories of finished runs, by name; a broken one is left out."""
-    finished = []
-    for folder in run_folders(runs_folder):
-        try:
-            record = read_record(folder)
-        except UserError:
-            continue
-        if record.status == "finished":
-            finished.append(folder)
-    return finished
+def relabel(folder: Path, record: RunRecord) -> None:
+    """Writes `record`, and its label into the scores as well."""
+    scores = read_table(folder, "scores", record)
+    labels = pa.array([record.extra_info] * scores.num_rows, pa.string())
+    place = scores.schema.get_field_index("extra_info")
+    write_run(folder, record, {"scores": scores.set_column(place, "extra_info", labels)})
 
 
 def _check_owner(name: str, table: pa.Table, record: RunRecord) -> None:

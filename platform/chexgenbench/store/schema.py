@@ -39,7 +39,7 @@ _SCORE = (
     ("standard_error", "DOUBLE", "Standard error of value, where the metric gives one."),
     ("ci_low", "DOUBLE", "Lower end of the 95 % interval."),
     ("ci_high", "DOUBLE", "Upper end of the 95 % interval."),
-    ("n_real", "BIGINT", "Real images used; null for a metric without a real side."),
+    ("n_real", "BIGINT", "Real images of the subset; null for a score of single images."),
     ("n_fake", "BIGINT", "Generated images used."),
     ("higher_is_better", "BOOLEAN NOT NULL", "Direction of the score."),
     ("status", "VARCHAR NOT NULL", "ok, skipped or failed."),
@@ -68,7 +68,7 @@ TABLES: dict[str, Table] = {
             ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
             ("model_id", "VARCHAR NOT NULL", "Model with its parameters and weights, in models."),
             ("split", "VARCHAR NOT NULL", "Name of the split."),
-            ("protocol", "VARCHAR NOT NULL", "Protocol, such as current or legacy."),
+            ("protocol", "VARCHAR NOT NULL", "Protocol: standard."),
             ("seed", "BIGINT NOT NULL", "Seed that all image seeds are hashed from."),
             ("status", "VARCHAR NOT NULL", "running, finished or failed."),
             ("reason", "VARCHAR", "Why the run failed."),
@@ -88,6 +88,7 @@ TABLES: dict[str, Table] = {
             ("images_per_second", "DOUBLE", "Rate of generation."),
             ("created_at", "TIMESTAMP NOT NULL", "When the run began (UTC)."),
             ("finished_at", "TIMESTAMP", "When the run ended (UTC)."),
+            ("used_at", "TIMESTAMP", "When the same command last found it finished (UTC)."),
             ("extra_info", "VARCHAR NOT NULL", "The user's label of the run."),
             ("caption_type", "VARCHAR NOT NULL", "Kind of text used as the prompt."),
             ("credentialed", "BOOLEAN NOT NULL", "Whether the split needs credentials."),
@@ -194,13 +195,13 @@ TABLES: dict[str, Table] = {
 _LATEST = """
 SELECT run_id FROM runs WHERE status = 'finished'
 QUALIFY row_number() OVER (
-    PARTITION BY model, suite ORDER BY coalesce(finished_at, created_at) DESC, run_id DESC
+    PARTITION BY model, suite ORDER BY coalesce(used_at, finished_at, created_at) DESC, run_id DESC
 ) = 1
 """
 
 VIEWS: dict[str, tuple[str, str]] = {
     "leaderboard": (
-        "Scores of the latest finished run of each model under each suite.",
+        "Scores of the run of each model under each suite that was finished or asked for last.",
         f"SELECT s.* FROM scores AS s WHERE s.run_id IN ({_LATEST})",  # noqa: S608
     ),
     "by_finding": (

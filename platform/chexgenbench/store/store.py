@@ -236,7 +236,15 @@ def _sync_folder(folder: Path) -> None:
 
 def _read(folder: Path) -> _Run:
     record = read_record(folder)
-    return _Run(record, {name: read_table(folder, name, record) for name in SCHEMAS})
+    tables = {name: read_table(folder, name, record) for name in SCHEMAS}
+    for name, table in tables.items():
+        key = list(TABLES[name].key)
+        if table.select(key).group_by(key).aggregate([]).num_rows != table.num_rows:
+            raise UserError(
+                f"{folder / name}.parquet has rows that repeat {', '.join(key)}.",
+                hint="Delete the directory and run again.",
+            )
+    return _Run(record, tables)
 
 
 def _remove(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> None:

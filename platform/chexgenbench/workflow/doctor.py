@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError
+from chexgenbench.splits.prompts import check_images
 from chexgenbench.workflow.plan import (
     Options,
     Plan,
@@ -38,17 +39,21 @@ def examine(options: Options) -> Iterator[Check]:
     try:
         plan = make_plan(options)
         yield Check("split", True, f"{plan.split.name}: {len(plan.prompts)} prompts")
+        yield _real_images(plan)
         for encoder in plan.encoders:
             yield Check(f"encoder {encoder.name}", True, _weights(encoder.identity["weights"]))
     except ChexGenBenchError as error:
         yield Check("suite", False, _text(error))
     if plan is not None:
+        failed: dict[str, ChexGenBenchError] = {}
         try:
-            for generation in plan_models(plan):
+            for generation in plan_models(plan, failed):
                 name = f"model {generation.plugin.name}"
                 yield Check(name, True, _weights(generation.identity["weights"]))
         except ChexGenBenchError as error:
             yield Check("models", False, _text(error))
+        for name, fault in failed.items():
+            yield Check(f"model {name}", False, _text(fault))
 
 
 def _machine(options: Options) -> Check:
@@ -67,6 +72,18 @@ def _folders(options: Options) -> Check:
         return Check("folders", False, _text(error))
     free = shutil.disk_usage(options.home.root).free / 1e9
     return Check("folders", True, f"{options.home.root} can be written, {free:.0f} GB free")
+
+
+def _real_images(plan: Plan) -> Check:
+    named = int(plan.prompts.has_image().sum())
+    if not named:
+        return Check("real images", True, "none: only scores that need none can be taken")
+    if plan.prompts.materialise is not None:
+        return Check("real images", True, f"{named}, drawn when they are needed")
+    bad = check_images(plan.prompts)
+    if not bad:
+        return Check("real images", True, f"{named} found")
+    return Check("real images", False, f"{len(bad)} of {named}: {bad[0][1].message}")
 
 
 def _plugins(options: Options) -> Iterator[Check]:

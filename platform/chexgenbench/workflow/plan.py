@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
@@ -21,7 +22,7 @@ from chexgenbench.registry import Plugin, Registry, load_registry
 from chexgenbench.scoring import MetricPlan
 from chexgenbench.splits.prompts import PromptTable, read_prompts
 from chexgenbench.store.store import Store
-from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSpec
+from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSource, SplitSpec
 from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
 
 _MANY_FILES = 64
@@ -147,8 +148,11 @@ def make_plan(options: Options, *, models: bool = True) -> Plan:
     )
 
 
-def plan_models(plan: Plan) -> list[Generation]:
+def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Generation]:
     """The generation of each model of the suite: parameters parsed, weights there and hashed.
+
+    Args:
+        failed: takes the models whose own code fails; the others go on without them.
 
     Raises:
         UserError: a parameter or a weight file that is wrong or missing; all models' faults at
@@ -168,6 +172,8 @@ def plan_models(plan: Plan) -> list[Generation]:
             generations.append(_plan_model(plan, plugin, values[name]))
         except UserError as error:
             faults.append(error)
+        except ChexGenBenchError as error:
+            failed[name] = error
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -376,12 +382,24 @@ def _read_split(
     instance = split.create(split.parse(values), context)
     assert isinstance(instance, Split)  # Plugin.load has checked the class
     source = split.call("cannot name its files", instance.source)
+    if not isinstance(source, SplitSource):
+        raise ChexGenBenchError(
+            f"The split {split.name!r} ({split.source}) returned a {type(source).__name__} "
+            "where a SplitSource is expected."
+        )
+    draw = source.materialise
+    materialise = None
+    if draw is not None:
+
+        def materialise(csv: Path, ids: Sequence[str]) -> None:
+            split.call("cannot draw its images", lambda: draw(csv, ids))
+
     root = options.images_root or source.images_root
     if root is not None and options.images_root is not None and not root.is_dir():
         raise UserError(f"--images-root {root} is not a folder.")
     columns = {**source.columns, **options.columns}
 
-    def read(path: Path, materialise: Callable[[Path, Sequence[str]], None] | None) -> PromptTable:
+    def read(path: Path) -> PromptTable:
         return read_prompts(
             path,
             name=split.name,
@@ -391,29 +409,17 @@ def _read_split(
             materialise=materialise,
         )
 
-    prompts = read(source.test, source.materialise)
+    prompts = read(source.test)
     if suite.limit is not None:
         prompts = prompts.limit(suite.limit)
-    training = read(source.train, source.materialise) if source.train else None
+    training = read(source.train) if source.train else None
     return prompts, training
 
 
-def with_suite(plan: Plan, **changes: Any) -> Plan:
-    """The same plan under a suite with other fields."""
-    return dataclasses.replace(plan, suite=plan.suite.model_copy(update=changes))
-
-
-__all__ = [
-    "ChexGenBenchError",
-    "Options",
-    "Plan",
-    "check_folders",
-    "estimate_bytes",
-    "hash_weights",
-    "load_plugins",
-    "make_plan",
-    "plan_models",
-    "resolve_device",
-    "resolve_dtype",
-    "with_suite",
-]
+def encoded_real(plan: Plan, encoder: EncoderPlan) -> tuple[int, int]:
+    """How many of the split's real images the encoder has seen, and how many there are."""
+    prompts = plan.prompts
+    rows = np.flatnonzero(prompts.has_image()).tolist()
+    there = [path for path in map(prompts.path, rows) if path.is_file()]
+    known = sum(key in encoder.images for key in plan.hashes.sha256(there) if key)
+    return known, len(rows)

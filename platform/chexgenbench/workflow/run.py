@@ -26,7 +26,13 @@ from chexgenbench.splits.prompts import check_images
 from chexgenbench.splits.user_images import read_user_images
 from chexgenbench.store.export_csv import export_run
 from chexgenbench.store.records import RunRecord
-from chexgenbench.store.run_directory import read_record, write_record, write_run
+from chexgenbench.store.run_directory import (
+    read_record,
+    read_table,
+    relabel,
+    write_record,
+    write_run,
+)
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from chexgenbench.workflow.plan import Options, Plan, make_plan, plan_models
@@ -76,8 +82,8 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
         UserError: bad input, before anything is generated.
     """
     plan = make_plan(options)
-    generations = plan_models(plan)
     outcome = Outcome()
+    generations = plan_models(plan, outcome.failed)
     _tell(plan, progress)
     for generation in generations:
         _attempt(outcome, generation.plugin.name, partial(_make, generation, outcome, progress))
@@ -94,10 +100,10 @@ def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Out
         UserError: bad input, before anything is generated.
     """
     plan = make_plan(options)
-    generations = plan_models(plan)
+    outcome = Outcome()
+    generations = plan_models(plan, outcome.failed)
     if not make:
         _require_images(generations)
-    outcome = Outcome()
     _tell(plan, progress)
     real = prepare_real(plan, progress, outcome)
     for generation in generations:
@@ -309,22 +315,20 @@ def _fail(plan: Plan, record: RunRecord, error: ChexGenBenchError) -> None:
 
 
 def _reuse(plan: Plan, record: RunRecord, outcome: Outcome) -> bool:
-    """Whether the run is finished already; the store takes it in again if it was lost there."""
+    """Whether the run is finished already; then it is the latest one, in the store and the tables,
+    even where a kill came between the run directory and those."""
     folder = plan.options.home.runs / record.run_id
     if not (folder / "run.json").exists():
         return False
     known = read_record(folder)
     if known.status != "finished":
         return False
-    store = Store(plan.options.home.store)
-    relabelled = bool(plan.options.extra_info) and known.extra_info != plan.options.extra_info
-    if relabelled:
-        write_record(folder, known.model_copy(update={"extra_info": plan.options.extra_info}))
-    present = store.path.is_file() and (
-        store.query("SELECT 1 FROM runs WHERE run_id = ?", [record.run_id]).num_rows == 1
-    )
-    if relabelled or not present:
-        store.ingest([folder])
+    label = plan.options.extra_info or known.extra_info
+    known = known.model_copy(update={"used_at": provenance.now(), "extra_info": label})
+    relabel(folder, known)
+    Store(plan.options.home.store).ingest([folder])
+    scores = read_table(folder, "scores", known).to_pandas()
+    export_run(plan.options.home.results, known, scores)
     outcome.reused.append(record.run_id)
     return True
 
@@ -338,6 +342,7 @@ def _score(
     progress: Progress,
 ) -> tuple[RunRecord, dict[str, pd.DataFrame]]:
     keys: list[str] = generated.table["sha256"].tolist()
+    _check_content(plan, record, generated, keys)
     done = extract(
         [(key, generated.path(i)) for i, key in enumerate(keys)],
         plan.prompts.table["prompt"].tolist(),
@@ -358,7 +363,6 @@ def _score(
         real=real.keys,
         fake=[None if key in done.bad else key for key in keys],
         fake_rows=generated.rows,
-        fake_ids=generated.table["image_id"].tolist(),
     )
     steps = 15 * sum(len(metric.encoders) for metric in plan.metrics)
     with progress.stage(f"score {record.model}", steps, unit="scores") as advance:
@@ -402,6 +406,21 @@ def _score(
         ],
         "images": images,
     }
+
+
+def _check_content(
+    plan: Plan, record: RunRecord, generated: GeneratedSide, keys: Sequence[str]
+) -> None:
+    """Every image is the one that was made: features are found by the content's hash."""
+    paths = [generated.path(i) for i in range(len(keys))]
+    found = plan.hashes.sha256(paths)
+    # One that cannot be read has no hash; the encoder says why.
+    other = [p for p, key, now in zip(paths, keys, found, strict=True) if now and now != key]
+    if other:
+        raise ChexGenBenchError(
+            f"{len(other)} images of {record.model} are not as they were made, such as {other[0]}.",
+            hint="Delete them: the same command makes them again.",
+        )
 
 
 def _score_table(record: RunRecord, scores: Sequence[Score]) -> pd.DataFrame:
@@ -452,6 +471,9 @@ def _record(
     }
     identity = {
         "suite": suite.name,
+        "model": model,
+        "uncertain": suite.uncertain,
+        "on_bad_image": options.on_bad_image,
         "generation": generation_id,
         "prompts": plan.prompts.fingerprint(),
         "real": real.id,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chexgenbench.errors import UserError, unknown_name
 from chexgenbench.home import Home
@@ -41,6 +41,11 @@ class Suite(BaseModel):
     batch_size: int | None = Field(None, ge=1, le=4096)
     exact: bool = False
     parameters: Mapping[str, Mapping[str, Any]] = {}
+
+    @field_validator("models", "encoders", "metrics")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(names))
 
 
 def suite_folders(home: Home) -> list[Path]:
