@@ -1,10 +1,9 @@
 """Train the demo's latent diffusion model: python training/phantom_diffusion.py --cache DIR.
 
-Four stages; each keeps its result in the cache folder, so that a stopped training goes on with the
+Three stages; each keeps its result in the cache folder, so that a stopped training goes on with the
 next one: an autoencoder on crops; a UNet with its text encoder on the latents (v-prediction, EMA,
-one-cycle AdamW); the decoder again against a patch discriminator, with the encoder (and so the
-latents) as they are, since a mean of images has no film grain; and the export as a
-StableDiffusionPipeline folder. Only the 4,000 training images of the demo split are seen.
+one-cycle AdamW); and the export as a StableDiffusionPipeline folder. Only the 4,000 training images
+of the demo split are seen.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("assets/phantom-diffusion"))
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--unet-steps", type=int, default=1400)
-    parser.add_argument("--decoder-steps", type=int, default=700)
     parser.add_argument("--vae-batch", type=int, default=16)
     parser.add_argument("--unet-batch", type=int, default=32)
     options = parser.parse_args()
@@ -61,7 +59,6 @@ def main() -> None:
     latents = encode(vae, pixels, options, figures)
     tokenizer = make_tokenizer()
     text, unet = train_unet(latents, prompts, tokenizer, options, figures)
-    vae = train_decoder(vae, pixels, options, figures)
     export(vae, text, unet, tokenizer, options.out, figures)
 
 
@@ -146,67 +143,10 @@ def train_vae(pixels: torch.Tensor, options: argparse.Namespace, figures: dict) 
     return average.eval()
 
 
-def train_decoder(
-    vae: AutoencoderKL, pixels: torch.Tensor, options: argparse.Namespace, figures: dict
-) -> AutoencoderKL:
-    """The decoder learns grain from a discriminator of patches (hinge loss, as in VQGAN)."""
-    file = options.cache / "decoder.pt"
-    if file.exists():
-        saved = torch.load(file, weights_only=True)
-        vae.load_state_dict(saved["model"])
-        figures["decoder"] = saved["figures"]
-        return vae.eval()
-    torch.manual_seed(SEED + 1)
-    layers: list[torch.nn.Module] = []
-    for inside, outside, stride in ((1, 32, 2), (32, 64, 2), (64, 96, 1)):
-        layers += [torch.nn.Conv2d(inside, outside, 4, stride, 1), torch.nn.LeakyReLU(0.2)]
-    judge = torch.nn.Sequential(*layers, torch.nn.Conv2d(96, 1, 3, 1, 1))
-    vae.requires_grad_(False)
-    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    average = copy.deepcopy(vae)
-    rng = np.random.default_rng(SEED + 1)
-    optimiser = torch.optim.AdamW(trained, lr=4e-4, betas=(0.5, 0.99), weight_decay=0.0)
-    critic = torch.optim.AdamW(judge.parameters(), lr=6e-4, betas=(0.5, 0.99), weight_decay=0.0)
-    start, losses, fooled = time.perf_counter(), [], []
-    for step in range(options.decoder_steps):
-        one_cycle(step, options.decoder_steps, 4e-4, optimiser)
-        batch = crops(pixels, rng, options.vae_batch)
-        with torch.no_grad():
-            latents = vae.encode(batch).latent_dist.mean
-        out = vae.decode(latents).sample
-        verdict = judge(out).mean()
-        weight = 0.1 * min(1.0, step / (0.1 * options.decoder_steps))
-        loss = likeness(out, batch) - weight * verdict
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        follow(average, vae, min(0.99, step / (step + 10)))
-        real, fake = judge(batch), judge(out.detach())
-        hinge = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
-        critic.zero_grad()
-        hinge.backward()
-        critic.step()
-        losses.append((out - batch).detach().abs().mean().item() * 127.5)
-        fooled.append(hinge.item())
-        report("decoder", step, losses, start, f"hinge {np.mean(fooled[-50:]):.3f}")
-    figures["decoder"] = {
-        "steps": options.decoder_steps,
-        "batch": options.vae_batch,
-        "seconds": round(time.perf_counter() - start),
-        "l1_grey_levels": round(float(np.mean(losses[-100:])), 3),
-        "hinge": round(float(np.mean(fooled[-100:])), 3),
-    }
-    torch.save({"model": average.state_dict(), "figures": figures["decoder"]}, file)
-    return average.eval()
-
-
-def report(name: str, step: int, losses: list[float], start: float, more: str = "") -> None:
+def report(name: str, step: int, losses: list[float], start: float) -> None:
     if step % 50 == 49:
         mean, seconds = np.mean(losses[-50:]), time.perf_counter() - start
-        print(f"{name} {step + 1} loss {mean:.4f} {more} {seconds:.0f} s", flush=True)
+        print(f"{name} {step + 1} loss {mean:.4f} {seconds:.0f} s", flush=True)
 
 
 @torch.no_grad()
