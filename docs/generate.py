@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import tomllib
 from pathlib import Path
@@ -89,10 +90,13 @@ def training() -> str:
     clip = json.loads((ROOT / "assets/phantom-clip/training.json").read_text())
     vae, unet = diffusion["vae"], diffusion["unet"]
     auroc = "\n".join(f"| {name} | {value} |" for name, value in clip["auroc"].items())
-    size = sum(p.stat().st_size for p in (ROOT / "assets/phantom-diffusion").rglob("*"))
+    size = sum(
+        p.stat().st_size for p in (ROOT / "assets/phantom-diffusion").rglob("*") if p.is_file()
+    )
     return f"""## phantom-diffusion
 
-A StableDiffusionPipeline of {size / 1e6:.1f} MB in half precision, trained by
+A StableDiffusionPipeline of {size / 1e6:.1f} MB (half precision; the encoder, which text-to-image never
+calls, in 8 bits), trained by
 `python training/phantom_diffusion.py --cache DIR` on the {diffusion["images"]:,} training images and
 nothing else, seed {diffusion["seed"]}, on two CPU cores that also did other work, so the times are
 upper bounds:
@@ -165,8 +169,9 @@ def plugins() -> str:
 
 
 def script(*arguments: str, width: int, home: Path | None = None) -> str:
+    program = Path(sysconfig.get_path("scripts")) / "chexgenbench"
     done = subprocess.run(
-        [sys.executable, "-m", "chexgenbench.cli.main", *arguments],
+        [str(program), *arguments],
         env=os.environ | {"COLUMNS": str(width), "TERMINAL_WIDTH": str(width), "NO_COLOR": "1"},
         cwd=home,
         capture_output=True,
@@ -184,8 +189,8 @@ def demo() -> Path:
 
 def shown(home: Path) -> str:
     """What `run` prints when all is there."""
-    text = script("run", width=80, home=home)
-    return text.replace("python -m chexgenbench.cli.main", "chexgenbench")
+    program = re.compile(r"^  \S*chexgenbench", re.MULTILINE)
+    return program.sub("  chexgenbench", script("run", width=80, home=home))
 
 
 if __name__ == "__main__":

@@ -173,11 +173,11 @@ def test_weights_that_are_missing_wrong_or_pickles(tiny: Path, tmp_path: Path) -
 
 
 def test_the_shipped_pipeline_is_small_and_safe() -> None:
-    """At most 15 MiB, safetensors only, and what the plugin loads by itself."""
+    """At most 15 MB, safetensors only, and what the plugin loads by itself."""
     from chexgenbench_plugins.data import data_folder
 
     files = [p for p in data_folder("phantom-diffusion").rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 15 * 2**20
+    assert sum(p.stat().st_size for p in files) <= 15e6
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt"}
     figures = json.loads((data_folder("phantom-diffusion") / "training.json").read_text())
     assert figures["images"] == 4000

@@ -55,7 +55,9 @@ class RadDino(Encoder):
         super().__init__(parameters, context)
         import torch
         from transformers import Dinov2Model
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self.network = Dinov2Model.from_pretrained(
             self.folder(parameters, context),
             dtype=getattr(torch, context.dtype),

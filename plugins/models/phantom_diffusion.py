@@ -17,7 +17,7 @@ class PhantomDiffusionParameters(StableDiffusionParameters):
         default_factory=lambda: str(data_folder("phantom-diffusion")),
         description="A diffusers folder; the project's own by default.",
     )
-    steps: int = Field(12, ge=1, le=1000, description="Denoising steps.")
+    steps: int = Field(10, ge=1, le=1000, description="Denoising steps.")
     guidance: float = Field(2.0, ge=0, le=100, description="Classifier-free guidance scale.")
 
 

@@ -60,9 +60,11 @@ class StableDiffusion(Model):
         import torch
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         self.pipeline = StableDiffusionPipeline.from_pretrained(
             self.folder(parameters, context),
             dtype=getattr(torch, context.dtype),

@@ -357,10 +357,9 @@ def _finish(options: Options, outcome: Outcome) -> None:
         page = write_report(
             store, options.home, runs, include_credentialed=options.include_credentialed
         )
-        columns = columns_of(store, runs)
-        print(board_text(read_cells(store, columns), list(columns.values())))
+        print(board_text(read_cells(store, columns_of(store, runs))))
         shown = options.home.shown
-        print(f"Store: {shown(options.home.store)}\nPage:  {shown(page)}")
+        print(f"\nStore: {shown(options.home.store)}\nPage:  {shown(page)}")
         question = (
             "select finding, model, value from by_finding where metric = 'alignment' order by value"
         )

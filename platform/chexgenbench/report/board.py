@@ -72,28 +72,40 @@ def interval(cell: Cell) -> str:
     return f"{number(cell.ci_low)} to {number(cell.ci_high)}"
 
 
-def board_text(cells: Sequence[Cell], columns: Sequence[str], width: int = 80) -> str:
-    """The overall scores as a table for the terminal: a row a score, a column a run."""
+def board_text(cells: Sequence[Cell], width: int = 80) -> str:
+    """The overall scores for the terminal: a line a score and run, the best first."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Leaderboard, all prompts: value and 95 % interval", title_justify="left")
+    overall = [cell for cell in cells if cell.subset == "overall"]
+    several = len({cell.encoder for cell in overall}) > 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("score", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    overall = {
-        (cell.metric, cell.encoder, cell.column): cell for cell in cells if cell.subset == "overall"
-    }
-    rows = list(dict.fromkeys((key[0], key[1]) for key in overall))
-    several = len({encoder for _, encoder in rows}) > 1
-    for metric, encoder in rows:
-        row = [overall.get((metric, encoder, column)) for column in columns]
-        first = next(cell for cell in row if cell)
-        better = "higher" if first.higher_is_better else "lower"
-        table.add_row(
-            f"{metric}\n({encoder + ', ' if several else ''}{better} is better)",
-            *("-" if cell is None else f"{number(cell.value)}\n{interval(cell)}" for cell in row),
-        )
+    table.add_column("model", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("95 % interval", no_wrap=True)
+    for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in overall):
+        rows = [cell for cell in overall if (cell.metric, cell.encoder) == (metric, encoder)]
+        better = "higher" if rows[0].higher_is_better else "lower"
+        notes = [f"{better} is better", *([encoder] if several else [])]
+        heads = [metric, *notes, *[""] * len(rows)]
+        ranked = sorted(rows, key=_rank)
+        for place in range(max(len(rows), 1 + len(notes))):
+            cell = ranked[place] if place < len(ranked) else None
+            table.add_row(
+                f"  {heads[place]}" if 0 < place <= len(notes) else heads[place],
+                cell.column if cell else "",
+                number(cell.value) if cell else "",
+                (interval(cell) or cell.status.replace("ok", "no interval")) if cell else "",
+            )
+        table.add_section()
     out = io.StringIO()
     Console(file=out, width=width).print(table)
-    return out.getvalue().rstrip("\n")
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _rank(cell: Cell) -> float:
+    if cell.value is None:
+        return float("inf")
+    return -cell.value if cell.higher_is_better else cell.value
