@@ -47,7 +47,7 @@ def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @browser
 @pytest.mark.parametrize("width", [400, 1300])
 def test_it_opens_from_disk(demo: tuple[Desk, Done], tmp_path: Path, width: int) -> None:
-    page = demo[0].home / "Results" / "report.html"
+    page = demo[0].home / "demo.html"
     shot = tmp_path / "page.png"
     done = chromium(tmp_path, f"--screenshot={shot}", f"--window-size={width},2000", page.as_uri())
     assert shot.stat().st_size > 50_000
@@ -56,7 +56,7 @@ def test_it_opens_from_disk(demo: tuple[Desk, Done], tmp_path: Path, width: int)
 
 @browser
 def test_what_the_browser_shows(demo: tuple[Desk, Done], tmp_path: Path) -> None:
-    page = demo[0].home / "Results" / "report.html"
+    page = demo[0].home / "demo.html"
     dom = chromium(tmp_path, "--dump-dom", page.as_uri()).stdout
     text = re.sub(r"<[^>]+>", " ", dom)
     for word in ("Leaderboard", "phantom-diffusion", "alignment", "Pneumothorax", "Provenance"):
@@ -65,7 +65,7 @@ def test_what_the_browser_shows(demo: tuple[Desk, Done], tmp_path: Path) -> None
 
 
 def test_it_needs_no_network_and_is_small(demo: tuple[Desk, Done]) -> None:
-    html = (demo[0].home / "Results" / "report.html").read_text()
+    html = (demo[0].home / "demo.html").read_text()
     assert len(html) < 5_000_000
     assert not re.findall(r"""(?:src|href|url\()\s*=?\s*["']?(?!data:|#)[a-z]+:""", html)
     assert "<script" not in html

@@ -471,6 +471,8 @@ def _record(
     }
     identity = {
         "suite": suite.name,
+        "split": plan.split.name,
+        "credentialed": plan.split.spec.credentialed,
         "model": model,
         "uncertain": suite.uncertain,
         "on_bad_image": options.on_bad_image,
