@@ -191,6 +191,8 @@ def test_a_third_party_model_of_30_lines(desk: Desk, tmp_path: Path) -> None:
         "select model, value from leaderboard where metric='kid' and subset='overall'"
     )
     assert row["model"] == "checkers"
+    shown = desk.run("leaderboard", "--metric", "kid").out
+    assert all(head in shown for head in ("checkers", "ci_low", "ci_high"))
     (run,) = desk.rows("select model_parameters from runs")
     assert json.loads(run["model_parameters"]) == {"cell": 8}
 

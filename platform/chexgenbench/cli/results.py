@@ -78,7 +78,10 @@ def leaderboard(
         "ci_high",
         "n_fake",
     )
-    _show(result, format, out, shown=(*shown, "status"), always=("model", "value"))
+    always = ["model", "value", "ci_low", "ci_high"]
+    if any(status != "ok" for status in result["status"].to_pylist()):
+        always.append("status")
+    _show(result, format, out, shown=(*shown, "status"), always=always)
 
 
 def compare(
@@ -126,7 +129,9 @@ def list_(format: FormatOption = Format.table, out: Out = None, home: HomeFolder
     from chexgenbench.store import questions
 
     shown = ("run_id", "model", "suite", "status", "n_images", "created_at", "extra_info")
-    _show(questions.list_runs(_open(home)[1]), format, out, shown=shown, always=("run_id", "model"))
+    result = questions.list_runs(_open(home)[1])
+    always = ("run_id", "model", "status", "n_images", "created_at")
+    _show(result, format, out, shown=shown, always=always)
 
 
 @runs.command("show")

@@ -45,19 +45,21 @@ class Generation:
         """What an image took so far: here, else in the latest generation of this model and device
         with the same parameters, else with others; None where the model never made one."""
 
-        def likeness(folder: Path) -> tuple[bool, bool, float]:
-            known = read_json(folder / IDENTITY)
-            same = [known.get(key) == self.identity[key] for key in ("parameters", "batch_size")]
-            return folder == self.folder, all(same), (folder / IDENTITY).stat().st_mtime
-
+        known = {path: read_json(path) for path in self.folder.parent.glob(f"*/{IDENTITY}")}
         alike = [
-            path.parent
-            for path in self.folder.parent.glob(f"*/{IDENTITY}")
-            if read_json(path).get("model", {}).get("name") == self.plugin.name
-            and read_json(path).get("device") == self.identity["device"]
+            path
+            for path, identity in known.items()
+            if identity["model"]["name"] == self.plugin.name
+            and identity["device"] == self.identity["device"]
         ]
-        for folder in sorted(alike, key=likeness, reverse=True):
-            seconds = [row.seconds for row in read_manifest(folder).values()]
+
+        def likeness(path: Path) -> tuple[bool, bool, float]:
+            keys = ("parameters", "batch_size")
+            same = all(known[path][key] == self.identity[key] for key in keys)
+            return path.parent == self.folder, same, path.stat().st_mtime
+
+        for path in sorted(alike, key=likeness, reverse=True):
+            seconds = [row.seconds for row in read_manifest(path.parent).values()]
             if seconds:
                 return sum(seconds) / len(seconds)
         return None
