@@ -285,3 +285,41 @@ def test_own_images_need_their_folder(tmp_path: Path) -> None:
     info = write(tmp_path / "info.csv", [{"prompt": "a", "img_savename": "x.png"}])
     with pytest.raises(UserError, match="does not exist"):
         read_user_images(info, tmp_path / "no", prompts)
+
+
+def test_any_column_of_the_file_selects_rows(tmp_path: Path) -> None:
+    rows = [
+        row(0, "a", view="PA", sex="F", Age="61", note=""),
+        row(1, "b", "{'Pleural Effusion': 1}", view="AP", sex="M", Age="8", note=""),
+        row(2, "c", "{'Pleural Effusion': -1}", view="PA", sex="", Age="70", note=""),
+    ]
+    table = read(write(tmp_path / "t.csv", rows))
+    assert table.select("view = 'PA'").tolist() == [True, False, True]
+    assert table.select("Age > 60 and sex = 'F'").tolist() == [True, False, False]
+    assert table.select("sex <> 'F'").tolist() == [False, True, False]  # unknown is not chosen
+    assert table.select('"Pleural Effusion" = -1 -- a remark').tolist() == [False, False, True]
+    assert table.take(np.array([2, 0])).select("Age = 70").tolist() == [True, False]
+    assert not table.select("note = 'x'").any()
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("colour = 'red'", "colour"),
+        ("view = ", "syntax error"),
+        ("count(*) > 1", "not one of single rows"),
+        ("true); drop table prompts; --", "cannot be used"),
+        ("annotated_prompt = 'x'", "annotated_prompt"),
+        ("exists (select * from read_text('/etc/passwd'))", "cannot be used"),
+    ],
+)
+def test_a_condition_that_cannot_be_used(tmp_path: Path, condition: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        read(write(tmp_path / "t.csv", [row(0, "a"), row(1, "b")])).select(condition)
+
+
+def test_a_condition_that_fails_on_a_cell_does_not_quote_it(tmp_path: Path) -> None:
+    table = read(write(tmp_path / "t.csv", [row(0, "secret words"), row(1, "b")]))
+    with pytest.raises(UserError) as caught:
+        table.select("prompt::INTEGER = 1")
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -96,6 +96,38 @@ class Context:
     training: PromptTable | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """One file of a `Download`.
+
+    Attributes:
+        name: its path in the hub's repository, or its name in the cache folder ``weights``.
+        size: bytes; None where nobody published it.
+        sha256: 64 hexadecimal digits; None where nobody published it. What a run uses is hashed in
+            any case, so an unknown hash makes a download unchecked, not a result unidentified.
+    """
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Files that `chexgenbench encoders fetch NAME` (or ``models``) brings; a run brings none.
+
+    Attributes:
+        source: ``owner/name`` on the hub, whose local cache then holds the files, or the address
+            (``https://...``) of the one file.
+        files: the files, those alone.
+        revision: the hub commit; None is the newest, which another day may be another.
+    """
+
+    source: str
+    files: tuple[RemoteFile, ...]
+    revision: str | None = None
+
+
 # --- models ---------------------------------------------------------------------------------
 
 
@@ -164,6 +196,7 @@ class ModelSpec:
         batch_size: requests a call where the user does not say.
         version: change it when the same weights would give other images.
         uses_training: it reads the split's training side (which then is part of its identity).
+        downloads: the files that `fetch` brings for the default parameters.
         licence, references, requires: licence of the weights, papers or addresses, and modules that
             must be importable.
     """
@@ -176,6 +209,7 @@ class ModelSpec:
     batch_size: int = 8
     version: str = "1"
     uses_training: bool = False
+    downloads: tuple[Download, ...] = ()
     licence: str = "not stated"
     references: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
@@ -222,6 +256,8 @@ class EncoderSpec:
             ``probabilities`` where the encoder is a classifier (rows sum to 1).
         text: whether `Encoder.encode_text` exists.
         preprocessing: resizing, antialiasing, normalisation, in words; part of the identity.
+        protocols: protocol name to parameter values that it sets, for example
+            ``{"legacy": {"squash": 299}}``; the user's own ``--set`` comes after them.
         version: change it when the same weights would give other features.
 
     The other attributes are those of `ModelSpec`.
@@ -233,8 +269,10 @@ class EncoderSpec:
     outputs: Mapping[str, int]
     preprocessing: str
     parameters: type[Parameters] = Parameters
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     text: bool = False
     version: str = "1"
+    downloads: tuple[Download, ...] = ()
     licence: str = "not stated"
     references: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
@@ -266,6 +304,25 @@ class Sample:
     @property
     def features(self) -> NDArray[np.float32]:
         return self.outputs["features"]
+
+    def take(self, index: NDArray[np.int64]) -> Sample:
+        """The rows at those positions, in that order."""
+        return replace(
+            self,
+            outputs={name: values[index] for name, values in self.outputs.items()},
+            text=None if self.text is None else self.text[index],
+            prompts=self.prompts[index],
+            patients=None if self.patients is None else self.patients[index],
+        )
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """The independent unit [n] of each row, for ``groups``: its patient, or else its prompt.
+
+        Equal codes on the two sides, in any subset and in any run of the same prompts are the same
+        unit, so this says all that ``pairs`` would.
+        """
+        return self.prompts if self.patients is None else self.patients
 
     def answers(self, real: Sample) -> NDArray[np.int64]:
         """For each row the row of `real` with the same prompt, -1 where there is none."""
@@ -323,6 +380,10 @@ class MetricSpec:
         scores: the numbers it reports.
         output: the encoder output it reads; encoders without it are not asked.
         text: it needs text features, so only encoders with a text side are asked.
+        only: the one encoder that the metric is defined on; None for any that has `output`.
+        floor: whether real images can take the place of generated ones, so that the platform
+            reports what the metric says of real against real at the same sizes.
+        protocols: as for `EncoderSpec`.
 
     The other attributes are those of `ModelSpec`.
     """
@@ -334,6 +395,9 @@ class MetricSpec:
     scores: tuple[ScoreSpec, ...]
     output: str = "features"
     text: bool = False
+    only: str | None = None
+    floor: bool = False
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: type[Parameters] = Parameters
     version: str = "1"
     licence: str = "not stated"

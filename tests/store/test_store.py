@@ -18,7 +18,7 @@ from chexgenbench.errors import UserError
 from chexgenbench.store import questions
 from chexgenbench.store import store as store_module
 from chexgenbench.store.export_csv import OWN_COLUMNS, PUBLISHED_COLUMNS, export_run
-from chexgenbench.store.records import SCHEMAS, RunRecord, conform
+from chexgenbench.store.records import ADDED, RUN_TABLES, SCHEMAS, RunRecord, conform
 from chexgenbench.store.render import render
 from chexgenbench.store.run_directory import read_record, run_folders, write_record, write_run
 from chexgenbench.store.schema import SCHEMA_VERSION, TABLES, VIEWS
@@ -60,12 +60,21 @@ def tables(run: RunRecord, fid: float = 1 / 3) -> dict[str, pd.DataFrame]:
             "standard_error": 0.01,
             "ci_low": fid - 0.02,
             "ci_high": fid + 0.02,
-            "n_real": None if metric == "alignment" else 5,
+            "n_real": 0 if metric == "alignment" else 5,
             "n_fake": 5,
             "higher_is_better": metric not in ("fid", "kid"),
             "status": "skipped" if subset == "Fracture" else "ok",
             "reason": "too few" if subset == "Fracture" else None,
             "warning": None,
+            "warning_level": 0,
+            "floor": 0.1,
+            "matched": 0.3,
+            "excess": 0.2,
+            "excess_low": 0.1,
+            "excess_high": 0.3,
+            "n_floor": 2,
+            "encoder_id": "e",
+            "basis": f"b {metric} {encoder} {subset}",
             "protocol": run.protocol,
             "seed": run.seed,
             "extra_info": run.extra_info,
@@ -104,6 +113,8 @@ def tables(run: RunRecord, fid: float = 1 / 3) -> dict[str, pd.DataFrame]:
         "prompts": pd.DataFrame([prompt]),
         "images": pd.DataFrame([image]),
         "sample_scores": pd.DataFrame([sample]),
+        "differences": RUN_TABLES["differences"].empty_table(),
+        "influences": RUN_TABLES["influences"].empty_table(),
     }
 
 
@@ -186,7 +197,8 @@ def test_questions_about_runs(store: Store) -> None:
     rows = questions.compare(store, "aa", "ab").to_pylist()
     assert len(rows) == 75
     first = next(r for r in rows if r["metric"] == "fid" and r["subset"] == "overall")
-    assert first["better"] == "a" and first["separated"] and first["comparable"]
+    assert first["better"] == "a" and first["comparable"]
+    assert first["settled"] is None and first["ci_low"] is None  # no influence was kept
     assert questions.list_runs(store).num_rows == 2
     shown = dict(zip(*questions.show_run(store, "aa").to_pydict().values(), strict=True))
     assert json.loads(shown["model_parameters"]) == {"a": [0.5], "b": 1}
@@ -323,6 +335,42 @@ def test_two_writers_at_once_beside_a_reader(store: Store, tmp_path: Path) -> No
     assert reader.communicate("\n", timeout=60)[0] == "2\n"
     found = store.query("SELECT run_id FROM runs").column(0).to_pylist()
     assert sorted(found) == sorted(["aa-1", "ab-2", *names[0], *names[1]])
+
+
+def test_a_store_and_a_run_of_version_1_are_taken_in(store: Store, tmp_path: Path) -> None:
+    with duckdb.connect(str(store.path)) as connection:
+        for view in VIEWS:
+            connection.execute(f"DROP VIEW {view}")
+        connection.execute("DROP TABLE differences")
+        for column in ADDED[2]["scores"]:
+            connection.execute(f"ALTER TABLE scores DROP COLUMN {column}")
+        for column in ("split", "protocol"):
+            connection.execute(f"ALTER TABLE published DROP COLUMN {column}")
+        connection.execute("DELETE FROM schema_info WHERE version > 1")
+    sql = "SELECT run_id, model, metric, value, floor, rank FROM leaderboard WHERE metric = 'fid'"
+    rows = store.query(sql).to_pylist()
+    assert len(rows) == 2 * 3 * 15 and {row["rank"] for row in rows} == {None}
+    assert {row["value"] for row in rows} == {None, 1 / 3, 2.5}
+
+    old = record("old", "ancient", 5, schema_version=1)
+    folder = tmp_path / "runs" / "old"
+    folder.mkdir()
+    write_record(folder, old)
+    for name, table in tables(old).items():
+        if name not in ("differences", "influences"):
+            kept = conform(name, table)
+            gone = ADDED[2].get(name, ())
+            pq.write_table(
+                kept.select([c for c in kept.column_names if c not in gone]),
+                folder / f"{name}.parquet",
+            )
+    store.ingest([folder])
+    assert store.query("SELECT count(*) AS n FROM scores WHERE run_id = 'old'")[0][0].as_py() == 75
+    store.ingest([make(tmp_path / "runs", "new", "young", 9)])
+    ranks = store.query(
+        "SELECT DISTINCT rank FROM leaderboard WHERE run_id = 'new' AND status = 'ok'"
+    )
+    assert ranks.column(0).to_pylist() == [1]  # nothing of its basis beats it
 
 
 def test_records_are_checked(tmp_path: Path) -> None:

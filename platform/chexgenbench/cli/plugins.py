@@ -1,13 +1,17 @@
-"""`models`, `encoders`, `metrics`, `splits`: `list` and `show NAME`."""
+"""`models`, `encoders`, `metrics`, `splits`: `list`, `show NAME`; weights also `fetch NAME`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from chexgenbench.errors import ChexGenBenchError
+
 KINDS = ("models", "encoders", "metrics", "splits")
+WITH_WEIGHTS = ("models", "encoders")
 Files = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A file with a plugin.", show_default="none")
 ]
@@ -35,14 +39,20 @@ def _group(kind: str) -> typer.Typer:
 
     @group.command("show", help=f"One of the {kind}: parameters, needs, licence, references.")
     def show(name: str, plugin: Files = None, json: AsJson = False) -> None:
+        from chexgenbench.downloads import summary
+        from chexgenbench.home import Home
         from chexgenbench.registry import describe
 
         found = _registry(plugin).find(kind, name)
         described = describe(found.spec) | {"source": found.source}
+        downloads = getattr(found.spec, "downloads", ())
+        if kind in WITH_WEIGHTS:
+            described["downloads"] = summary(downloads, Home.find().cache)
         if json:
             _print_json(described)
             return
         parameters = described.pop("parameters")
+        files = described.pop("downloads", [])
         for key, value in described.items():
             if value not in ([], {}, ""):
                 print(f"{key}: {_text(value)}")
@@ -50,8 +60,58 @@ def _group(kind: str) -> typer.Typer:
         for item in parameters:
             default = "required" if item["required"] else f"default {item['default']!r}"
             print(f"  {item['name']} ({item['type']}, {default}): {item['description']}")
+        if kind in WITH_WEIGHTS:
+            _print_weights(kind, found, files)
+
+    if kind in WITH_WEIGHTS:
+
+        @group.command("fetch", help="Downloads the weights of one and checks them.")
+        def fetch(name: str, plugin: Files = None) -> None:
+            from chexgenbench.downloads import fetch as bring
+            from chexgenbench.home import Home
+            from chexgenbench.progress import Progress
+
+            found = _registry(plugin).find(kind, name)
+            for download in found.spec.downloads:
+                for path in bring(download, Home.find().cache, Progress()).values():
+                    print(path)
+            fault = _fault(found)
+            if fault is not None:
+                raise fault
+            if not found.spec.downloads:
+                print(f"{name!r} has nothing to fetch.")
 
     return group
+
+
+def _print_weights(kind: str, found: Any, files: list[dict[str, Any]]) -> None:
+    from chexgenbench.downloads import size_text
+
+    for item in files:
+        at = f" at {item['revision']}" if item["revision"] else ""
+        state = item["path"] or f"missing, {size_text(item['size'])}"
+        print(f"weights: {item['file']} from {item['source']}{at}: {state}")
+    if any(item["path"] is None for item in files):
+        print(f"fetch them: chexgenbench {kind} fetch {found.name}")
+    elif fault := _fault(found):
+        print(f"weights: {fault.message} {fault.hint or ''}".rstrip())
+
+
+def _fault(found: Any) -> ChexGenBenchError | None:
+    """The error of a plugin that cannot run with its default parameters for want of weights."""
+    from chexgenbench.errors import ChexGenBenchError
+    from chexgenbench.home import Home
+    from chexgenbench.types import Context
+
+    home = Home.find()
+    try:
+        parameters = found.parse({})
+        context = Context(home=home.root, cache=home.cache)
+        loaded = found.load()
+        found.call("cannot name its weights", lambda: loaded.weights(parameters, context))
+    except ChexGenBenchError as error:
+        return error
+    return None
 
 
 def _registry(files: list[Path] | None) -> Any:

@@ -34,6 +34,10 @@ store = typer.Typer(help="The store itself.", no_args_is_help=True)
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to show the result.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file.", show_default="the screen")]
 
+Published = Annotated[
+    bool, typer.Option("--published", help="Beside the paper's numbers.", show_default="off")
+]
+
 
 def query(
     sql: Annotated[str, typer.Argument(help="One SQL statement; the store is read-only.")],
@@ -49,7 +53,9 @@ def leaderboard(
     metric: Annotated[
         str | None, typer.Option(help="One score, such as fid.", show_default="all")
     ] = None,
-    subset: Annotated[str, typer.Option(help="overall, or a finding.")] = "overall",
+    subset: Annotated[
+        str, typer.Option(help="overall, a finding, macro, or a subset of yours.")
+    ] = "overall",
     sort: Annotated[
         str | None,
         typer.Option(
@@ -57,49 +63,79 @@ def leaderboard(
         ),
     ] = None,
     suite: Annotated[str | None, typer.Option(help="One suite.", show_default="all")] = None,
+    published: Published = False,
     format: FormatOption = Format.table,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
-    """The latest finished run of each model."""
+    """The latest finished run of each model; models that nothing sets apart share a rank."""
     from chexgenbench.store import questions
 
     result = questions.leaderboard(
-        _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite
+        _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite, published=published
     )
-    shown = (
-        "suite",
-        "metric",
-        "encoder",
-        "subset",
-        "model",
-        "value",
-        "ci_low",
-        "ci_high",
-        "n_fake",
-    )
-    always = ["model", "value", "ci_low", "ci_high"]
+    shown = ("suite", "metric", "encoder", "subset", "rank", "model", "value", "ci_low", "ci_high")
+    always = ["rank", "model", "value", "ci_low", "ci_high"]
     if any(status != "ok" for status in result["status"].to_pylist()):
         always.append("status")
-    _show(result, format, out, shown=(*shown, "status"), always=always)
+    if subset != "overall" and any(value is not None for value in result["floor"].to_pylist()):
+        always += ["floor", "matched"]
+    more = ("floor", "matched") if "floor" in always else ()
+    _show(result, format, out, shown=(*shown, *more, "n_fake", "status"), always=always)
+    if published:
+        _note(questions.published_caveats(result))
 
 
 def compare(
     first: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
-    second: Annotated[str, typer.Argument(help="Another run.")],
+    second: Annotated[
+        str, typer.Argument(help="Another run; with --published, a model of the paper.")
+    ],
+    published: Published = False,
     format: FormatOption = Format.table,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
-    """Two runs, score by score."""
-    from chexgenbench.store import questions
+    """Two runs, score by score: the second less the first, with the error of the pair.
 
-    result = questions.compare(_open(home)[1], first, second)
+    Both answer the same prompts against the same real images, so the interval is narrower than the
+    two runs' own. p_holm is corrected over the subsets of a score; images_needed says how many
+    images would settle a difference that is not settled.
+    """
+    place, opened = _open(home)
+    if published:
+        from chexgenbench.store import questions
+
+        result = questions.compare_published(opened, first, second)
+        columns = ("metric", "encoder", "subset", "value", "published", "difference")
+        _show(result, format, out, shown=columns, always=columns[3:])
+        ours, theirs = (
+            f"{result[split][0]}, {result[protocol][0]}"
+            for split, protocol in (
+                ("split", "protocol"),
+                ("published_split", "published_protocol"),
+            )
+        )
+        notes = sorted({note for note in result["note"].to_pylist() if note})
+        if not all(result["comparable"].to_pylist()):
+            notes.insert(0, f"not comparable: the run is of {ours}, the published of {theirs}")
+        _note(notes)
+        return
+    from chexgenbench.workflow.differences import caveats, compare_runs
+
+    result = compare_runs(place, opened, first, second)
     if format is Format.table and out is None and result.num_rows:
         for side in "ab":
             print(f"{side}: {result[f'model_{side}'][0]}, run {result[f'run_{side}'][0]}")
-    shown = ("metric", "encoder", "subset", "value_a", "value_b", "difference", "better")
-    _show(result, format, out, shown=(*shown, "separated", "comparable"), always=("value_a",))
+    shown = ("metric", "encoder", "subset", "value_a", "value_b", "difference", "ci_low", "ci_high")
+    more = ("p_holm", "better", "settled", "images_needed")
+    _show(result, format, out, shown=(*shown, *more), always=("value_a", "difference"))
+    _note(caveats(opened, result))
+
+
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        typer.echo(f"Note: {note}.".replace("..", "."), err=True)
 
 
 def report(

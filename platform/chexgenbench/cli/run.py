@@ -20,6 +20,13 @@ class OnBadImage(StrEnum):
     skip = "skip"
 
 
+class Protocol(StrEnum):
+    """Which choices are made where the published code and sound statistics differ."""
+
+    standard = "standard"
+    legacy = "legacy"
+
+
 class Uncertain(StrEnum):
     """What an uncertain label counts as."""
 
@@ -102,6 +109,30 @@ UncertainPolicy = Annotated[
     Uncertain | None,
     typer.Option("--uncertain", help="Uncertain labels.", show_default="suite's, keep"),
 ]
+ProtocolName = Annotated[
+    Protocol | None,
+    typer.Option(
+        "--protocol",
+        help="legacy: the published code's choices, see docs/protocols.md.",
+        show_default="suite's, standard",
+    ),
+]
+Subsets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--subset",
+        help="A further subset, 'name: SQL condition' over the prompts; repeat it.",
+        show_default="suite's",
+    ),
+]
+ReferenceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference",
+        help="A bundle that stands for the real images.",
+        show_default="the split's images",
+    ),
+]
 ExtraInfo = Annotated[
     str, typer.Option("--extra-info", help="A label for the run.", show_default="none")
 ]
@@ -141,6 +172,9 @@ def run(
     repeats: Repeats = None,
     batch_size: BatchSize = None,
     exact: Exact = False,
+    protocol: ProtocolName = None,
+    subset: Subsets = None,
+    reference: ReferenceFile = None,
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -154,7 +188,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Generate an image for each prompt with each model, score them, store, report."""
-    options = _options(locals())
+    options = options_of(locals())
     if dry_run:
         _dry_run(options)
         return
@@ -184,7 +218,7 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Generate the images only; a later `run` scores them without making them again."""
-    options = _options(locals())
+    options = options_of(locals())
     from chexgenbench.progress import Progress
     from chexgenbench.workflow.run import generate_suite
 
@@ -223,6 +257,9 @@ def evaluate(
     repeats: Repeats = None,
     batch_size: BatchSize = None,
     exact: Exact = False,
+    protocol: ProtocolName = None,
+    subset: Subsets = None,
+    reference: ReferenceFile = None,
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -237,7 +274,7 @@ def evaluate(
 
     With the same options as `generate`, the images that it made are found again.
     """
-    options = _options(locals())
+    options = options_of(locals())
     from chexgenbench.progress import Progress
     from chexgenbench.workflow.run import evaluate_images, run_suite
 
@@ -257,11 +294,14 @@ def doctor(
     set_: Settings = None,
     images_root: ImagesRoot = None,
     column: Columns = None,
+    protocol: ProtocolName = None,
+    subset: Subsets = None,
+    reference: ReferenceFile = None,
     device: Device = "auto",
     home: HomeFolder = None,
 ) -> None:
     """Check everything that a run needs, without running it."""
-    options = _options(locals())
+    options = options_of(locals())
     from chexgenbench.workflow.doctor import examine
 
     faults = 0
@@ -272,10 +312,12 @@ def doctor(
         raise typer.Exit(2)
 
 
-def _options(given: dict[str, Any]) -> Options:
+def options_of(given: dict[str, Any]) -> Options:
+    """What a command was given, by the names of its options."""
     from chexgenbench.errors import UserError
     from chexgenbench.home import Home
     from chexgenbench.workflow.plan import Options
+    from chexgenbench.workflow.suite import parse_subsets
 
     columns: dict[str, str] = {}
     for entry in given.get("column") or []:
@@ -288,6 +330,8 @@ def _options(given: dict[str, Any]) -> Options:
         columns[role] = column
     settings = list(given.get("set_") or [])
     root: Path | None = given.get("images_root")
+    bundle: Path | None = given.get("reference")
+    subsets = given.get("subset")
     split = given.get("split")
     if split and split.lower().endswith(".csv"):
         settings.append(f"csv.test={Path(split).expanduser().resolve()}")
@@ -298,6 +342,8 @@ def _options(given: dict[str, Any]) -> Options:
         "encoders": given.get("encoder"),
         "metrics": given.get("metric"),
         "uncertain": given["uncertain"].value if given.get("uncertain") else None,
+        "protocol": given["protocol"].value if given.get("protocol") else None,
+        "subsets": parse_subsets(subsets) if subsets else None,
         "exact": given.get("exact") or None,
     } | {name: given.get(name) for name in ("limit", "seed", "repeats", "batch_size")}
     return Options(
@@ -308,6 +354,7 @@ def _options(given: dict[str, Any]) -> Options:
         settings=tuple(settings),
         images_root=root.expanduser().resolve() if root is not None else None,
         columns=columns,
+        reference=bundle.expanduser().resolve() if bundle is not None else None,
         device=given.get("device", "auto"),
         dtype=given.get("dtype", "auto"),
         encode_batch_size=given.get("encode_batch_size", 32),
@@ -339,7 +386,8 @@ def _dry_run(options: Options) -> None:
     for encoder in plan.encoders:
         known, total = encoded_real(plan, encoder)
         print(f"  {encoder.name}: {known} of {total} real images encoded")
-    print(f"metrics: {', '.join(item.plugin.name for item in plan.metrics)}, over 15 subsets")
+    names = ", ".join(item.plugin.name for item in plan.metrics)
+    print(f"metrics: {names}, over {len(plan.masks)} subsets")
     for name, error in failed.items():
         typer.echo(f"Fails: {name}: {error.message}", err=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chexgenbench.cli.run import Columns, ImagesRoot, _options
+from chexgenbench.cli.run import Columns, ImagesRoot, options_of
 
 
 def add_to(group: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def validate(
     from chexgenbench.errors import UserError
     from chexgenbench.splits.prompts import check_images, read_prompts
 
-    options = _options({"home": None, "suite": "demo", "column": column})
+    options = options_of({"home": None, "suite": "demo", "column": column})
     table = read_prompts(path, name=path.stem, images_root=images_root, columns=options.columns)
     print(f"{table.rows_read} rows, {len(table)} prompts after de-duplication")
     for kept, dropped in table.conflicts:

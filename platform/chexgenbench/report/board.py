@@ -25,6 +25,11 @@ class Cell:
     higher_is_better: bool
     status: str
     reason: str | None
+    warning: str | None
+    warning_level: int | None
+    floor: float | None
+    matched: float | None
+    rank: int | None
 
 
 def columns_of(store: Store, runs: Sequence[str]) -> dict[str, str]:
@@ -45,9 +50,11 @@ def columns_of(store: Store, runs: Sequence[str]) -> dict[str, str]:
 def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
     """The scores of the runs that have a column, in a fixed order."""
     table = store.query(
-        "SELECT run_id, metric, encoder, subset, value, ci_low, ci_high, n_fake, "
-        "higher_is_better, status, reason FROM scores WHERE list_contains(?, run_id) "
-        "ORDER BY rowid",
+        "SELECT s.run_id, s.metric, s.encoder, s.subset, s.value, s.ci_low, s.ci_high, s.n_fake, "
+        "s.higher_is_better, s.status, s.reason, s.warning, s.warning_level, s.floor, s.matched, "
+        "b.rank FROM scores AS s LEFT JOIN leaderboard AS b "
+        "USING (run_id, plugin, metric, encoder, subset) "
+        "WHERE list_contains(?, s.run_id) ORDER BY s.rowid",
         [list(columns)],
     )
     rows = table.to_pylist()
@@ -73,7 +80,10 @@ def interval(cell: Cell) -> str:
 
 
 def board_text(cells: Sequence[Cell], width: int = 80) -> str:
-    """The overall scores for the terminal: a line a score and run, the best first."""
+    """The overall scores for the terminal: a line a score and run, the best first.
+
+    Runs that nothing sets apart share a rank.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -82,6 +92,7 @@ def board_text(cells: Sequence[Cell], width: int = 80) -> str:
     several = len({cell.encoder for cell in overall}) > 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("score", no_wrap=True)
+    table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("model", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
@@ -95,6 +106,7 @@ def board_text(cells: Sequence[Cell], width: int = 80) -> str:
             cell = ranked[place] if place < len(ranked) else None
             table.add_row(
                 f"  {heads[place]}" if 0 < place <= len(notes) else heads[place],
+                str(cell.rank or "") if cell else "",
                 cell.column if cell else "",
                 number(cell.value) if cell else "",
                 (interval(cell) or cell.status.replace("ok", "no interval")) if cell else "",

@@ -80,7 +80,7 @@ def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]
             cell = by_model.get(model)
             if cell is None or cell.value is None:
                 why = cell.reason if cell else "not taken"
-                entries.append({"text": "-", "interval": why, "marks": None})
+                entries.append({"text": "-", "interval": why, "marks": None, "rank": None})
                 continue
             left = cell.value if cell.ci_low is None else cell.ci_low
             right = cell.value if cell.ci_high is None else cell.ci_high
@@ -89,7 +89,10 @@ def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]
                 "left": 100 * (left - low) / span,
                 "width": max(100 * (right - left) / span, 0.5),
             }
-            entries.append({"text": number(cell.value), "interval": interval(cell), "marks": marks})
+            text = number(cell.value)
+            entries.append(
+                {"text": text, "interval": interval(cell), "marks": marks, "rank": cell.rank}
+            )
         rows.append(
             {
                 "metric": metric,
@@ -121,14 +124,16 @@ def _heat(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
             for model in models:
                 cell = chosen.get((finding, model))
                 if cell is None or cell.value is None:
-                    row.append({"text": "-", "good": None, "title": cell.reason if cell else ""})
+                    why = cell.reason if cell else ""
+                    row.append({"text": "-", "good": None, "title": why, "weak": False})
                     continue
                 good = (cell.value - low) / span
                 row.append(
                     {
                         "text": number(cell.value),
                         "good": round(100 * (good if higher else 1 - good)),
-                        "title": f"{interval(cell)} n = {cell.n_fake}",
+                        "title": _title(cell),
+                        "weak": (cell.warning_level or 0) >= 2,
                     }
                 )
             counts = [chosen[key].n_fake for key in chosen if key[0] == finding]
@@ -144,6 +149,17 @@ def _heat(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
             }
         )
     return tables
+
+
+def _title(cell: Cell) -> str:
+    """What stands behind a number: interval, images, floor and warning."""
+    parts = [interval(cell) or "no interval", f"n = {cell.n_fake}"]
+    if cell.floor is not None and cell.matched is not None:
+        parts.append(
+            f"at half the size real against real {number(cell.floor)}, "
+            f"against generated {number(cell.matched)}"
+        )
+    return "; ".join([*parts, cell.warning] if cell.warning else parts)
 
 
 def _gallery(store: Store, home: Home, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,17 @@
 """From features to scores: every metric over every subset, from the same features."""
 
+from chexgenbench.scoring.floor import Floors
 from chexgenbench.scoring.score import MetricPlan, SampleScore, Score, Sides, score
-from chexgenbench.scoring.subsets import OVERALL, subset_names
+from chexgenbench.scoring.subsets import MACRO, OVERALL, subset_masks
 
-__all__ = ["OVERALL", "MetricPlan", "SampleScore", "Score", "Sides", "score", "subset_names"]
+__all__ = [
+    "MACRO",
+    "OVERALL",
+    "Floors",
+    "MetricPlan",
+    "SampleScore",
+    "Score",
+    "Sides",
+    "score",
+    "subset_masks",
+]

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from chexgenbench.splits.prompts import PromptTable
 from chexgenbench.types import FINDINGS
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 OVERALL = "overall"
+MACRO = "macro"
+"""The mean over the findings; not a set of rows."""
 
 
-def subset_names() -> tuple[str, ...]:
-    """``overall``, then the 14 findings in the order of the protocol."""
-    return (OVERALL, *FINDINGS)
+def subset_masks(
+    prompts: PromptTable, conditions: Mapping[str, str] | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Name to the rows of each subset, bool [n].
+
+    ``overall``, the 14 findings in the order of the protocol, then the user's.
+
+    Args:
+        conditions: name to SQL condition over the prompts table, see `PromptTable.select`.
+
+    Raises:
+        UserError: a condition that cannot be used.
+    """
+    masks = {name: prompts.subset_mask(name) for name in (OVERALL, *FINDINGS)}
+    for name, condition in (conditions or {}).items():
+        masks[name] = prompts.select(condition)
+    return masks

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,8 @@ class PromptTable:
         uncertain: what -1 counts as in `subset_mask`; the table has it as it was read.
         conflicts: (line kept, line dropped) of rows of one prompt whose labels differ.
         materialise: draws the images of the given ids where they are missing.
+        others: the file's other columns, row by row; numbers where all that is there is numbers,
+            missing where a cell is empty.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PromptTable:
     uncertain: Uncertain = "keep"
     conflicts: Sequence[tuple[int, int]] = ()
     materialise: Materialise | None = None
+    others: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -79,7 +82,8 @@ class PromptTable:
         table = self.table.iloc[rows].reset_index(drop=True)
         lines = set(table["line"])
         conflicts = [pair for pair in self.conflicts if pair[0] in lines]
-        return replace(self, table=table, conflicts=conflicts)
+        others = self.others.iloc[rows].reset_index(drop=True) if len(self.others) else self.others
+        return replace(self, table=table, conflicts=conflicts, others=others)
 
     def subset_mask(self, name: str) -> NDArray[np.bool_]:
         """Bool [n]: the rows of ``overall``, or those where a finding's label is 1."""
@@ -90,6 +94,46 @@ class PromptTable:
         labels = self.table[name].to_numpy(np.float64)
         mask: NDArray[np.bool_] = decide_uncertain(labels, self.uncertain) == 1.0
         return mask
+
+    def select(self, condition: str) -> NDArray[np.bool_]:
+        """Bool [n]: the rows for which an SQL condition is true.
+
+        Args:
+            condition: over ``prompt_id, prompt, patient_id, view, image_path, line``, the findings
+                (1, 0, -1 for uncertain, NULL) and every other column of the file, for example
+                ``view = 'PA' and "Pleural Effusion" = 1``.
+
+        Raises:
+            UserError: it is no condition, or names a column that is not there.
+        """
+        import duckdb
+
+        known = self.table.drop(columns=["copies"])
+        # DuckDB's names have no case: the file's ViewPosition stands, a second "View" does not.
+        taken = {name.lower() for name in known.columns}
+        more = [name for name in self.others.columns if name.lower() not in taken]
+        frame = pd.concat([known, self.others[more]], axis=1) if more else known
+        connection = duckdb.connect(config={"enable_external_access": False})
+        try:
+            connection.register("prompts", frame)
+            # On lines of its own, so that a comment in it ends with it.
+            query = f"SELECT coalesce((\n{condition}\n)::BOOLEAN, false) AS chosen FROM prompts"  # noqa: S608
+            if len(connection.extract_statements(query)) != 1:
+                raise UserError(f"The condition {condition!r} is more than one statement.")
+            chosen = connection.execute(query).fetchnumpy()["chosen"]
+        except duckdb.Error as error:
+            # An error of the data, such as a failed cast, quotes the cell: perhaps a patient's.
+            wording = isinstance(error, duckdb.ParserException | duckdb.BinderException)
+            reason = str(error).splitlines()[0] if wording else type(error).__name__
+            raise UserError(
+                f"The condition {condition!r} cannot be used: {reason}",
+                hint=f"Columns: {', '.join(map(str, frame.columns))}",
+            ) from None
+        finally:
+            connection.close()
+        if len(chosen) != len(self):
+            raise UserError(f"The condition {condition!r} is not one of single rows.")
+        return np.asarray(chosen, np.bool_)
 
     def patient_codes(self) -> NDArray[np.int64] | None:
         """int64 [n]: equal for rows of one patient; a row without one is a patient of its own.
@@ -184,7 +228,8 @@ def read_prompts(
             "line": raw["line"],
         }
     )
-    table, conflicts = _distinct(table, labels)
+    others = _others(raw, used={*chosen.values(), "line"})
+    table, conflicts, kept = _distinct(table, labels)
     _check_ids(path, table)
     return PromptTable(
         name=name,
@@ -195,7 +240,20 @@ def read_prompts(
         uncertain=uncertain,
         conflicts=conflicts,
         materialise=materialise,
+        others=others.iloc[kept].reset_index(drop=True),
     )
+
+
+def _others(raw: pd.DataFrame, used: set[str]) -> pd.DataFrame:
+    columns: dict[str, pd.Series[Any]] = {}
+    for name in raw.columns:
+        if name not in used:
+            column = raw[name].str.strip()
+            there = column != ""
+            numbers = pd.to_numeric(column.where(there), errors="coerce")
+            numeric = there.any() and numbers[there].notna().all()
+            columns[name] = numbers if numeric else column.where(there)
+    return pd.DataFrame(columns, index=raw.index)
 
 
 def check_images(prompts: PromptTable, *, decode: bool = False) -> list[tuple[int, BadImage]]:
@@ -276,8 +334,8 @@ def _known(cells: Mapping[str, pd.Series[str]], role: str, index: pd.Index) -> p
 
 def _distinct(
     table: pd.DataFrame, labels: NDArray[np.float64]
-) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
-    """One row a prompt, and the lines of repeated ones with other labels."""
+) -> tuple[pd.DataFrame, list[tuple[int, int]], NDArray[np.int64]]:
+    """One row a prompt, the lines of repeated ones with other labels, and the rows kept."""
     codes, _ = pd.factorize(table["prompt"])
     _, first, counts = np.unique(codes, return_index=True, return_counts=True)
     kept = first[codes]
@@ -286,7 +344,7 @@ def _distinct(
     differing = np.flatnonzero(~same.all(axis=1))
     conflicts = [(int(lines[kept[row]]), int(lines[row])) for row in differing]
     distinct = table.iloc[first].assign(copies=counts).reset_index(drop=True)
-    return distinct, conflicts
+    return distinct, conflicts, first
 
 
 def _check_ids(path: Path, table: pd.DataFrame) -> None:

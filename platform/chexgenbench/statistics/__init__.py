@@ -2,6 +2,8 @@
 
 Nothing here knows of files, plugins or the store. Importing the package imports neither numpy nor
 anything heavier: a function's module is imported when the function is first asked for.
+`chexgenbench.statistics.difference.difference` is the one function that has its module's name, and
+so is imported from there.
 """
 
 from __future__ import annotations
@@ -13,31 +15,51 @@ from chexgenbench.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     from chexgenbench.statistics.averages import cosine_similarity, mean_estimate
+    from chexgenbench.statistics.difference import (
+        UnitInfluence,
+        holm,
+        images_needed,
+        macro_average,
+        p_value,
+    )
     from chexgenbench.statistics.frechet import frechet_distance, frechet_distance_infinite
     from chexgenbench.statistics.inception import inception_score
     from chexgenbench.statistics.kernel import cmmd, kernel_distance
     from chexgenbench.statistics.manifold import precision_recall_density_coverage
+    from chexgenbench.statistics.radiomic import frechet_radiomics_distance
 
 __all__ = [
     "Estimate",
+    "UnitInfluence",
     "cmmd",
     "cosine_similarity",
     "frechet_distance",
     "frechet_distance_infinite",
+    "frechet_radiomics_distance",
+    "holm",
+    "images_needed",
     "inception_score",
     "kernel_distance",
+    "macro_average",
     "mean_estimate",
+    "p_value",
     "precision_recall_density_coverage",
 ]
 
 _MODULES = {
+    "UnitInfluence": "difference",
     "cmmd": "kernel",
     "cosine_similarity": "averages",
     "frechet_distance": "frechet",
     "frechet_distance_infinite": "frechet",
+    "frechet_radiomics_distance": "radiomic",
+    "holm": "difference",
+    "images_needed": "difference",
     "inception_score": "inception",
     "kernel_distance": "kernel",
+    "macro_average": "difference",
     "mean_estimate": "averages",
+    "p_value": "difference",
     "precision_recall_density_coverage": "manifold",
 }
 

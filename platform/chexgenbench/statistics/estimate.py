@@ -24,6 +24,8 @@ class Estimate:
         warning: Something a reader of the value should know (for example ``n <= d``).
         influence: What each row contributed to ``value``; None where that is not known. Left out
             of ``repr`` and of comparisons.
+        degrees_of_freedom: Of the t distribution behind the interval; None where it is withheld.
+            Left out of ``repr``.
 
     >>> Estimate(1.5, 0.1, 1.3, 1.7)
     Estimate(value=1.5, standard_error=0.1, ci_low=1.3, ci_high=1.7, reason=None, warning=None)
@@ -36,3 +38,4 @@ class Estimate:
     reason: str | None = None
     warning: str | None = None
     influence: Influence | None = field(default=None, repr=False, compare=False)
+    degrees_of_freedom: float | None = field(default=None, repr=False)

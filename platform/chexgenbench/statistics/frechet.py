@@ -18,7 +18,7 @@ between positive definite matrices").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -163,7 +163,7 @@ def frechet_distance_infinite(
     influence = _influence(fit, units)
     # A pair of units counts twice in T(N) and, in half of the partitions, twice in T(N / 2):
     # on average once, with a variance of 1 / partitions.
-    return estimate(value, influence, extra=influence.second_order() / _PARTITIONS)
+    return estimate(value, replace(influence, curvature=1.0 + 1.0 / _PARTITIONS))
 
 
 @dataclass(frozen=True, slots=True)

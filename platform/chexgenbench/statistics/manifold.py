@@ -16,12 +16,13 @@ from numpy.typing import ArrayLike
 from chexgenbench.statistics.arrays import FloatArray, IntArray, blocks, two_sides
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import (
+    MOST_PROBES,
     Groups,
+    Influence,
     Pairs,
     Scale,
     Units,
     estimate,
-    linear,
     units_of,
     withheld,
 )
@@ -33,6 +34,10 @@ _EDGE = 1e-12
 
 _FEWEST_BALLS = 10
 """Below that many balls that hold anything, chance decides how many rows the largest holds."""
+
+_LEFT = 0.25
+"""Triples and larger sets of rows make the pairs look too important at times; what was left over
+in simulation was never less than a quarter on average."""
 
 
 def precision_recall_density_coverage(
@@ -104,13 +109,15 @@ def precision_recall_density_coverage(
     centre = np.median(x, axis=0)
     x, y = x - centre, y - centre
     around_real, around_fake = _balls(x, k), _balls(y, k)
-    by_real, by_fake = _cover(x, y, around_real, around_fake)
+    probes = units.probes(MOST_PROBES)
+    signs = probes[units.real], probes[units.fake]
+    by_real, by_fake = _cover(x, y, around_real, around_fake, signs)
     n, m = len(x), len(y)
 
-    precision = _share_covered(by_real, around_real, n, m)
-    recall = _share_covered(by_fake, around_fake, m, n)
-    density = _density(by_real, around_real, n, m, k)
-    coverage = _share_covering(by_real, around_real, n, m)
+    precision = _share_covered(by_real, around_real, *signs)
+    recall = _share_covered(by_fake, around_fake, *signs[::-1])
+    density = _density(by_real, around_real, *signs, k)
+    coverage = _share_covering(by_real, around_real, *signs)
     real_balls = np.unique(units.real[by_real.held > 0]).size
     fake_balls = np.unique(units.fake[by_fake.held > 0]).size
     scores = {
@@ -142,6 +149,8 @@ class _Cover:
     one_holder: IntArray  # sum of their numbers: the only one, where there is one
     held: IntArray  # points that each ball holds
     one_held: IntArray  # sum of their numbers
+    signs_held: FloatArray  # sum of their random signs [owners, probes]
+    signs_of_holders: FloatArray  # sum of the holders' [points, probes]
     shell_owner: IntArray  # (owner, point) pairs between radius and larger radius
     shell_point: IntArray
 
@@ -174,13 +183,17 @@ def _squares(x: FloatArray, y: FloatArray, norms_x: FloatArray, norms_y: FloatAr
 
 
 def _cover(
-    x: FloatArray, y: FloatArray, around_x: _Balls, around_y: _Balls
+    x: FloatArray,
+    y: FloatArray,
+    around_x: _Balls,
+    around_y: _Balls,
+    signs: tuple[FloatArray, FloatArray],
 ) -> tuple[_Cover, _Cover]:
     """How balls around x hold rows of y, and the other way round, in one pass."""
     n, m = len(x), len(y)
     norms_x, norms_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-    by_x, by_y = _Counts(n, m), _Counts(m, n)
-    for block in blocks(n, 2 * m):
+    by_x, by_y = _Counts(*signs), _Counts(np.zeros((m, 0)), np.zeros((n, 0)))
+    for block in blocks(n, 3 * m):
         squares = _squares(x[block], y, norms_x[block], norms_y)
         by_x.add(squares, around_x, owners=block, points=slice(0, m))
         by_y.add(squares.T, around_y, owners=slice(0, m), points=block)
@@ -190,9 +203,16 @@ def _cover(
 class _Counts:
     """Makes a :class:`_Cover` out of blocks of squared distances [owners, points]."""
 
-    def __init__(self, owners: int, points: int) -> None:
-        self.holders, self.one_holder = np.zeros((2, points), dtype=np.int64)
-        self.held, self.one_held = np.zeros((2, owners), dtype=np.int64)
+    def __init__(self, of_owners: FloatArray, of_points: FloatArray) -> None:
+        # Row numbers, ones and signs: their sums over a ball, in float64 exact below 2^53.
+        self.of_owners, self.of_points = (
+            np.column_stack([np.arange(len(signs)), np.ones(len(signs)), signs])
+            for signs in (of_owners, of_points)
+        )
+        self.in_balls, self.in_holders = (
+            np.zeros((len(self.of_owners), self.of_points.shape[1])),
+            np.zeros((len(self.of_points), self.of_owners.shape[1])),
+        )
         self.shells: list[tuple[IntArray, IntArray]] = []
 
     def add(self, squares: FloatArray, balls: _Balls, *, owners: slice, points: slice) -> None:
@@ -201,54 +221,88 @@ class _Counts:
         shell &= ~inside
         owner, point = np.nonzero(shell)
         self.shells.append((owner + owners.start, point + points.start))
-        self.held[owners] += inside.sum(axis=1)
-        self.holders[points] += inside.sum(axis=0)
-        # Sums of row numbers in float64 are exact: they stay below 2^53.
-        numbers = np.arange(points.start, points.stop, dtype=np.float64)
-        self.one_held[owners] += (inside @ numbers).astype(np.int64)
-        numbers = np.arange(owners.start, owners.stop, dtype=np.float64)
-        self.one_holder[points] += (numbers @ inside).astype(np.int64)
+        ones = inside.astype(np.float64)
+        self.in_balls[owners] += ones @ self.of_points[points]
+        self.in_holders[points] += ones.T @ self.of_owners[owners]
 
     def cover(self) -> _Cover:
         owner, point = (np.concatenate(part) for part in zip(*self.shells, strict=True))
         return _Cover(
-            self.holders,
-            self.one_holder,
-            self.held,
-            self.one_held,
-            owner,
-            point,
+            holders=self.in_holders[:, 1].astype(np.int64),
+            one_holder=self.in_holders[:, 0].astype(np.int64),
+            held=self.in_balls[:, 1].astype(np.int64),
+            one_held=self.in_balls[:, 0].astype(np.int64),
+            signs_held=self.in_balls[:, 2:],
+            signs_of_holders=self.in_holders[:, 2:],
+            shell_owner=owner,
+            shell_point=point,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """A value, what each row of both sides contributed, and the variance from pairs of rows."""
+    """A value, what each row of both sides contributed, and its second-order terms [rows, p]."""
 
     value: float
     owners: FloatArray
     points: FloatArray
-    paired: float
+    probes_owners: FloatArray
+    probes_points: FloatArray
 
     def estimate(
         self, units: Units, balls: int, scale: Scale, *, owner: str = "real", high: float = 1.0
     ) -> Estimate:
-        real, fake = (self.owners, self.points) if owner == "real" else (self.points, self.owners)
-        influence = linear(units, fake - fake.mean(), real - real.mean())
         if scale == "logit" and not 0.0 < self.value < 1.0:
             return withheld(self.value, "all rows agree, which shows no variation")
         if balls < _FEWEST_BALLS:
             return withheld(
                 self.value, f"only {balls} independent balls hold a row, {_FEWEST_BALLS} needed"
             )
-        # Triples and larger sets of rows make the pairs look too important at times; what was
-        # left over in simulation was never less than a quarter on average.
-        paired = min(self.paired, 0.75 * influence.variance())
-        return estimate(self.value, influence, extra=-paired, high=high, scale=scale)
+        sides = [
+            (self.owners - self.owners.mean(), self.probes_owners),
+            (self.points - self.points.mean(), self.probes_points),
+        ]
+        (real, probes_real), (fake, probes_fake) = sides if owner == "real" else sides[::-1]
+        influence = Influence(units, real, fake, probes_real, probes_fake, least=_LEFT)
+        return estimate(self.value, influence, high=high, scale=scale)
 
 
-def _share_covered(cover: _Cover, balls: _Balls, owners: int, points: int) -> _Score:
+class _Pairs:
+    """Second-order terms of pairs of rows: what the score loses with both, less with each alone."""
+
+    def __init__(self, of_owners: FloatArray, of_points: FloatArray) -> None:
+        self.signs = of_owners, of_points
+        self.sums = np.zeros_like(of_owners), np.zeros_like(of_points)
+        # What is left of them without random signs, by the side of the partners.
+        self.plain = np.zeros((len(of_owners), 2)), np.zeros((len(of_points), 2))
+
+    def add(self, owners: IntArray, others: IntArray, weight: float, *, side: int = 1) -> None:
+        """Pairs of an owner and a point (or, on side 0, of two owners)."""
+        from scipy.sparse import coo_array
+
+        for rows, of, partners, by in ((owners, 0, others, side), (others, side, owners, 0)):
+            terms = coo_array(
+                (np.full(rows.size, weight), (rows, partners)),
+                shape=(len(self.signs[of]), len(self.signs[by])),
+            ).tocsr()
+            self.sums[of][:] += terms @ self.signs[by]
+            self.plain[of][:, by] += weight * _count(rows, len(self.signs[of]))
+
+    def terms(self, scale: float) -> tuple[FloatArray, FloatArray]:
+        """Both sides' terms, centred over the row and over its partners."""
+        balance = [signs.mean(axis=0) for signs in self.signs]
+        centred = []
+        for sums, plain in zip(self.sums, self.plain, strict=True):
+            rest = sums - plain[:, :1] * balance[0] - plain[:, 1:] * balance[1]
+            centred.append((rest - rest.mean(axis=0)) / scale)
+        return centred[0], centred[1]
+
+
+def _share_covered(
+    cover: _Cover, balls: _Balls, of_owners: FloatArray, of_points: FloatArray
+) -> _Score:
     """Share of points held by some ball: precision, and with the sides exchanged recall."""
+    owners, points = len(of_owners), len(of_points)
     held = cover.holders > 0
     value = float(held.mean())
     alone = np.flatnonzero(cover.holders == 1)
@@ -261,41 +315,56 @@ def _share_covered(cover: _Cover, balls: _Balls, owners: int, points: int) -> _S
     gained = grown[~held[grown % points]]
     lost = np.setdiff1d(lost, grown, assume_unique=True)
     change = _count(gained // points, owners) - _count(lost // points, owners)
-    return _Score(
-        value, -change / points, (held - value) / points, (gained.size + lost.size) / points**2
-    )
+    pairs = _Pairs(of_owners, of_points)
+    pairs.add(lost // points, lost % points, 1.0)
+    pairs.add(gained // points, gained % points, -1.0)
+    return _Score(value, -change / points, (held - value) / points, *pairs.terms(points))
 
 
-def _density(cover: _Cover, balls: _Balls, owners: int, points: int, k: int) -> _Score:
+def _density(
+    cover: _Cover, balls: _Balls, of_owners: FloatArray, of_points: FloatArray, k: int
+) -> _Score:
     """Balls that hold a point, over k, averaged over the points."""
+    owners, points = len(of_owners), len(of_points)
     value = float(cover.holders.sum()) / (k * points)
     shell = _count(cover.shell_owner, owners)
     grown = np.bincount(balls.spanning.ravel(), weights=np.repeat(shell, k), minlength=owners)
     change = grown - cover.held
     # Pairs of an owner and a point only: with those of two owners, whose interactions rest on
     # three and more rows, the error came out a third too small in simulation.
-    paired = float(cover.held.sum()) + k * cover.shell_owner.size
-    paired -= float((change**2).sum()) / points
+    pairs = _Pairs(of_owners, of_points)
+    for rank in range(k):
+        pairs.add(balls.spanning[cover.shell_owner, rank], cover.shell_point, -1.0)
+    pairs.sums[0][:] += cover.signs_held
+    pairs.sums[1][:] += cover.signs_of_holders
+    pairs.plain[0][:, 1] += cover.held
+    pairs.plain[1][:, 0] += cover.holders
     return _Score(
         value,
         -change / (k * points),
         (cover.holders / k - value) / points,
-        max(paired, 0.0) / (k * points) ** 2,
+        *pairs.terms(k * points),
     )
 
 
-def _share_covering(cover: _Cover, balls: _Balls, owners: int, points: int) -> _Score:
+def _share_covering(
+    cover: _Cover, balls: _Balls, of_owners: FloatArray, of_points: FloatArray
+) -> _Score:
     """Share of balls that hold some point: coverage."""
+    owners, points = len(of_owners), len(of_points)
     holding = cover.held > 0
     value = float(holding.mean())
-    single = cover.held == 1
+    single = np.flatnonzero(cover.held == 1)
     lost = _count(cover.one_held[single], points)
     waiting = np.zeros(owners, dtype=bool)
     waiting[cover.shell_owner] = True
     waiting &= ~holding
-    gained = _count(balls.spanning[waiting].ravel(), owners)
-    pairs = float(single.sum()) + balls.spanning[waiting].size
-    return _Score(value, (holding - value - gained) / owners, lost / owners, pairs / owners**2)
+    spanning = balls.spanning[waiting]
+    gained = _count(spanning.ravel(), owners)
+    pairs = _Pairs(of_owners, of_points)
+    pairs.add(single, cover.one_held[single], 1.0)
+    pairs.add(np.repeat(np.flatnonzero(waiting), spanning.shape[1]), spanning.ravel(), -1.0, side=0)
+    return _Score(value, (holding - value - gained) / owners, lost / owners, *pairs.terms(owners))
 
 
 def _count(numbers: IntArray, size: int) -> FloatArray:

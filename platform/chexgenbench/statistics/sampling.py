@@ -20,7 +20,8 @@ the statistic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -32,25 +33,58 @@ from chexgenbench.statistics.estimate import Estimate
 Pairs: TypeAlias = ArrayLike | Literal[True] | None
 Scale: TypeAlias = Literal["linear", "log", "logit"]
 Groups: TypeAlias = Sequence[object] | NDArray[Any] | None
+KeyArray: TypeAlias = NDArray[np.uint64]
+
+MOST_PROBES = 16
+"""Columns of second-order terms that are kept for differences: with 16 their variance is known to
+a third or better, and the 64 of some statistics would be four times the storage."""
+
+NO_VARIATION = "no variation between the units"
+_ONE_UNIT = "one independent unit only"
+_ONE_OUTWEIGHS = "one unit outweighs the others"
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Which independent unit each row belongs to; ``real`` is empty for one-sided statistics."""
+    """Which independent unit each row belongs to; ``real`` is empty for one-sided statistics.
+
+    ``keys`` (uint64 [count]) choose a unit's random signs: a hash of its label where rows have
+    labels, else its number. Two models scored against the same patients, or two subsets that
+    share some, then have the same signs, and their second-order terms can be added and subtracted.
+    """
 
     real: IntArray
     fake: IntArray
     count: int
+    keys: KeyArray | None = None
+
+    def named(self) -> KeyArray:
+        """The keys, by default the numbers of the units."""
+        return np.arange(self.count, dtype=np.uint64) if self.keys is None else self.keys
 
     def probes(self, count: int) -> FloatArray:
-        """Random entries [units, probes]: 0 for about half of the units, else -1 or 1.
+        """Random entries [units, probes]; see :func:`signs`."""
+        return signs(self.named(), count)
 
-        Row u depends on the number u alone: two models scored against the same real rows get the
-        same probes, so their second-order terms can be subtracted too.
-        """
-        quarter = np.random.default_rng(20250516).integers(0, 4, (self.count, count))
-        entries: FloatArray = np.where(quarter < 2, 0.0, 2.0 * quarter - 5.0)
-        return entries
+
+def signs(keys: KeyArray, count: int) -> FloatArray:
+    """Random entries [keys, count]: 0 for about half of the keys, else -1 or 1.
+
+    Entry (u, j) depends on key u and on j alone. The top two bits of a counter mixed as in
+    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+
+    >>> signs(np.array([7, 8], dtype=np.uint64), 4).shape
+    (2, 4)
+    """
+    mixed = keys[:, None] * np.uint64(0xD1342543DE82EF95)
+    mixed = mixed + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    quarter = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(62)).astype(np.float64)
+    entries: FloatArray = np.where(quarter < 2, 0.0, 2.0 * quarter - 5.0)
+    return entries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +98,12 @@ class Influence:
         probes_real: Second-order terms [n, probes] under random signs (see the module), or no
             columns where the statistic is linear.
         probes_fake: The same for the generated rows.
+        curvature: How much of the second-order variance the statistic has: 1, or more where it
+            is averaged over random partitions.
+        extra: Variance that does not come from the units, for example of drawing subsets.
+        least: Share of the sum of squares that is left to the variance at least, where the
+            second-order part is an upper bound and not all there is; 0 where it is exact.
+        scale: Where the interval is symmetric; see :func:`estimate`.
     """
 
     units: Units
@@ -71,14 +111,16 @@ class Influence:
     fake: FloatArray
     probes_real: FloatArray
     probes_fake: FloatArray
+    curvature: float = 1.0
+    extra: float = 0.0
+    least: float = 0.0
+    scale: Scale = "linear"
 
     def variance(self) -> float:
-        """Variance of the statistic over draws of other units.
-
-        Never less than its second-order part, which is all there is for equal distributions.
-        """
-        second = self.second_order()
-        return max(float((self.by_unit() ** 2).sum()) - second, second)
+        """Variance of the statistic over draws of other units, and ``extra``."""
+        return total_variance(
+            self.by_unit(), self.second_order(), self.curvature, self.extra, self.least
+        )
 
     def degrees_of_freedom(self) -> float:
         """Effective number of units of the smaller side less one.
@@ -93,18 +135,15 @@ class Influence:
         """Contributions summed within each unit, with the small-sample factor u / (u - 1)."""
         return self._sum(self.real[:, None], self.fake[:, None])[:, 0]
 
+    def second_by_unit(self) -> FloatArray:
+        """Second-order terms summed within each unit [units, probes]."""
+        return self._sum(self.probes_real, self.probes_fake)
+
     def second_order(self) -> float:
         """The part of the variance that comes from pairs of units; 0 for a linear statistic."""
         if self.probes_fake.shape[1] == 0:
             return 0.0
-        terms = self._sum(self.probes_real, self.probes_fake)
-        silent = self.units.probes(terms.shape[1]) == 0.0
-        off = silent.sum(axis=0)
-        pairs = off * (self.units.count - off)
-        if not pairs.all():
-            return 0.0
-        scale = self.units.count * (self.units.count - 1) / pairs
-        return float((scale * (terms**2 * silent).sum(axis=0)).mean()) / 2
+        return pair_variance(self.second_by_unit(), self.units.named())
 
     def _sum(self, real: FloatArray, fake: FloatArray) -> FloatArray:
         total = np.zeros((self.units.count, fake.shape[1]))
@@ -114,6 +153,30 @@ class Influence:
                 factor = np.sqrt(used / (used - 1)) if used > 1 else 1.0
                 np.add.at(total, codes, factor * rows)
         return total
+
+
+def pair_variance(terms: FloatArray, keys: KeyArray) -> float:
+    """V2 from the second-order terms [units, probes] of units with these keys (see the module)."""
+    silent = signs(keys, terms.shape[1]) == 0.0
+    count, off = len(terms), silent.sum(axis=0)
+    pairs = off * (count - off)
+    if not pairs.size or not pairs.all():
+        return 0.0
+    scale = count * (count - 1) / pairs
+    return float((scale * (terms**2 * silent).sum(axis=0)).mean()) / 2
+
+
+def total_variance(
+    first: FloatArray, second: float, curvature: float, extra: float, least: float
+) -> float:
+    """V1 + curvature V2 + extra from first-order terms [units], whose squares sum to V1 + 2 V2.
+
+    V1 is nothing for equal distributions, and its estimate is then often negative: taken as 0, so
+    that V2 is left, or ``least`` of the sum of squares where V2 itself is not to be relied on.
+    """
+    squares = float((first**2).sum())
+    floor = least * squares if least else curvature * second
+    return max(squares - (2 - curvature) * second, floor) + extra
 
 
 def units_of(
@@ -160,14 +223,26 @@ def units_of(
             raise ValueError(f"{name}: expected one label for each of {rows} rows")
         nodes = [labels.setdefault(label, total + len(labels)) for label in listed]
         links.append(np.array([np.arange(offset, offset + rows), nodes], dtype=np.int64))
-    if not links:
-        codes = np.arange(total, dtype=np.int64)
-    else:
-        codes = _components(np.concatenate(links, axis=1), total + len(labels))[:total]
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    nodes_of = np.arange(total + len(labels), dtype=np.int64)
+    if links:
+        nodes_of = _components(np.concatenate(links, axis=1), nodes_of.size)
+    _, first, inverse = np.unique(nodes_of[:total], return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))
     numbered = order[inverse].astype(np.int64)
-    return Units(numbered[:real], numbered[real:], int(first.size))
+    keys = np.arange(first.size, dtype=np.uint64)
+    if labels:
+        # A unit's least hash: another order of its labels, or of the rows, gives the same.
+        least = np.full(nodes_of.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+        np.minimum.at(least, nodes_of[total:], np.array([_hash(label) for label in labels]))
+        labelled = np.zeros(least.size, dtype=bool)
+        labelled[nodes_of[total:]] = True
+        components = nodes_of[np.sort(first)]
+        keys = np.where(labelled[components], least[components], keys)
+    return Units(numbered[:real], numbered[real:], int(first.size), keys)
+
+
+def _hash(label: object) -> np.uint64:
+    return np.uint64(int.from_bytes(blake2b(repr(label).encode(), digest_size=8).digest(), "big"))
 
 
 def _pair_links(pairs: ArrayLike, real: int, fake: int) -> IntArray:
@@ -214,22 +289,42 @@ def estimate(
     Args:
         value: The statistic.
         influence: What each row contributed to it.
-        extra: Variance to add (or, if negative, to take off).
+        extra: Variance to add (or, if negative, to take off); stays with the influence.
         low: Lower end of the statistic's range, at which the interval is cut.
         high: Upper end of it.
         scale: Where the interval is symmetric: on the value itself, on its logarithm (positive
-            values whose spread grows with them), or on its logit (shares).
+            values whose spread grows with them), or on its logit (shares). Stays with the
+            influence too.
         warning: Passed on.
     """
-    freedom = influence.degrees_of_freedom()
+    influence = replace(influence, extra=influence.extra + extra, scale=scale)
+    found = interval(
+        value,
+        influence.variance(),
+        influence.degrees_of_freedom(),
+        low=low,
+        high=high,
+        scale=scale,
+    )
+    kept = None if found.reason in (_ONE_UNIT, _ONE_OUTWEIGHS) else influence
+    return replace(found, warning=warning, influence=kept)
+
+
+def interval(
+    value: float,
+    variance: float,
+    freedom: float,
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    scale: Scale = "linear",
+) -> Estimate:
+    """Value with a 95 % t interval of this variance and these degrees of freedom."""
     if freedom < 1.0 - 1e-9:
-        few = "one independent unit only" if freedom < 1e-9 else "one unit outweighs the others"
-        return withheld(value, few, warning=warning)
-    error = float(np.sqrt(influence.variance() + extra))
+        return withheld(value, _ONE_UNIT if freedom < 1e-9 else _ONE_OUTWEIGHS)
+    error = float(np.sqrt(variance))
     if error == 0.0:
-        return withheld(
-            value, "no variation between the units", warning=warning, influence=influence
-        )
+        return withheld(value, NO_VARIATION)
     half = _t_quantile(freedom) * error
     if scale == "linear":
         ends = value - half, value + half
@@ -238,7 +333,7 @@ def estimate(
     else:
         odds, width = value / (1 - value), half / (value * (1 - value))
         ends = 1 / (1 + 1 / _power(odds, -width)), 1 / (1 + 1 / _power(odds, width))
-    return Estimate(value, error, max(ends[0], low), min(ends[1], high), None, warning, influence)
+    return Estimate(value, error, max(ends[0], low), min(ends[1], high), degrees_of_freedom=freedom)
 
 
 def _power(value: float, shift: float) -> float:

@@ -17,14 +17,32 @@ _LEADERBOARD = (
     "ci_low",
     "ci_high",
     "standard_error",
+    "rank",
     "n_real",
     "n_fake",
+    "floor",
+    "matched",
+    "excess",
+    "excess_low",
+    "excess_high",
     "higher_is_better",
     "status",
     "reason",
     "warning",
+    "warning_level",
+    "split",
+    "protocol",
+    "encoder_id",
     "run_id",
 )
+
+_BOARD = "SELECT leaderboard.*, runs.split FROM leaderboard JOIN runs USING (run_id)"
+
+_PUBLISHED = """
+SELECT model || ' (published)' AS model, 'published' AS suite, metric, encoder, subset, value,
+       higher_is_better, 'ok' AS status, note AS warning, split, protocol
+FROM published WHERE encoder <> ''
+"""
 
 
 def leaderboard(
@@ -34,15 +52,27 @@ def leaderboard(
     subset: str = "overall",
     sort: str | None = None,
     suite: str | None = None,
+    published: bool = False,
 ) -> pa.Table:
     """The latest finished run of each model, the best first within each metric and encoder.
 
     Args:
         sort: a column, with ``-`` before it for descending order.
+        published: the paper's models too, where a run has the same score on the same encoder.
     """
+    rows = _BOARD
+    if published:
+        same = "SELECT metric, encoder, subset FROM leaderboard"
+        rows = (
+            f"({_BOARD}) UNION ALL BY NAME ({_PUBLISHED} AND (metric, encoder, subset) IN ({same}))"
+        )
     conditions, values = [], []
     for column, wanted in (("metric", metric), ("subset", subset), ("suite", suite)):
         if wanted is None:
+            continue
+        if column == "suite" and published:
+            conditions.append("(suite = ? OR suite = 'published')")
+            values.append(wanted)
             continue
         known = store.query(f"SELECT DISTINCT {column} FROM leaderboard").column(0)  # noqa: S608
         if len(known) and wanted not in known.to_pylist():
@@ -50,7 +80,7 @@ def leaderboard(
         conditions.append(f"{column} = ?")
         values.append(wanted)
     order = (
-        "suite, metric, encoder, "
+        f"{'' if published else 'suite, '}metric, encoder, "
         "CASE WHEN higher_is_better THEN -value ELSE value END NULLS LAST, model"
     )
     if sort is not None:
@@ -61,9 +91,68 @@ def leaderboard(
         order = f"{name} {direction} NULLS LAST, {order}"
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     return store.query(
-        f"SELECT {', '.join(_LEADERBOARD)} FROM leaderboard {where} ORDER BY {order}",  # noqa: S608
+        f"SELECT {', '.join(_LEADERBOARD)} FROM ({rows}) {where} ORDER BY {order}",  # noqa: S608
         values,
     )
+
+
+def published_caveats(board: pa.Table) -> list[str]:
+    """Why the published rows of a board do not compare with the others."""
+    rows = board.select(["model", "suite", "split", "protocol", "run_id"]).to_pylist()
+    ours = [row for row in rows if row["suite"] != "published"]
+    if len(ours) == len(rows):
+        return [
+            "no published number is on an encoder of these runs: the paper's are on rad-dino "
+            "and biovil-t"
+        ]
+    theirs = next(row for row in rows if row["suite"] == "published")
+    other = sorted(
+        {
+            f"{row['model']} ({row['split']}, {row['protocol']})"
+            for row in ours
+            if (row["split"], row["protocol"]) != (theirs["split"], theirs["protocol"])
+        }
+    )
+    caveat = f"published numbers are of {theirs['split']} by the protocol {theirs['protocol']}"
+    return [f"{caveat}; not comparable with {', '.join(other)}"] if other else []
+
+
+def compare_published(store: Store, run: str, model: str) -> pa.Table:
+    """A finished run beside a model of the paper, where metric and encoder are the same.
+
+    Raises:
+        UserError: no such run or model, or no score of the run is on an encoder of the paper.
+    """
+    chosen = resolve_run(store, run)
+    models = store.query("SELECT DISTINCT model FROM published ORDER BY model").column(0)
+    if model not in models.to_pylist():
+        raise unknown_name("published model", model, models.to_pylist())
+    found = store.query(
+        """
+        SELECT s.metric, s.encoder, s.subset, s.value, s.ci_low, s.ci_high, s.n_fake,
+               p.value AS published, s.value - p.value AS difference, s.higher_is_better,
+               runs.split = p.split AND s.protocol = p.protocol AS comparable,
+               runs.split, s.protocol, p.split AS published_split,
+               p.protocol AS published_protocol, p.source, p.note
+        FROM scores AS s JOIN runs USING (run_id)
+        JOIN published AS p
+          ON p.metric = s.metric AND p.encoder = s.encoder AND p.subset = s.subset
+        WHERE s.run_id = ? AND p.model = ?
+        ORDER BY s.subset <> 'overall', s.metric, s.encoder, s.subset
+        """,
+        [chosen, model],
+    )
+    if not found.num_rows:
+        used = store.query(
+            "SELECT DISTINCT encoder FROM scores WHERE run_id = ? ORDER BY encoder", [chosen]
+        )
+        raise UserError(
+            f"Run {chosen} has no score that the paper has for {model!r}: it used "
+            f"{', '.join(used.column(0).to_pylist())}; the paper's numbers are on rad-dino "
+            "(fid, kid, precision, recall, density, coverage) and biovil-t (alignment).",
+            hint="Score the same images on those: --encoder rad-dino --protocol legacy",
+        )
+    return found
 
 
 def compare(store: Store, a: str, b: str) -> pa.Table:

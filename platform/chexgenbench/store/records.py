@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import pandas as pd
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from chexgenbench.types import FINDINGS
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 """The newest `RunRecord.schema_version` that this release reads."""
 
 
@@ -88,10 +88,35 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         status=_TEXT,
         reason=_TEXT,
         warning=_TEXT,
+        warning_level=_INT,
+        floor=_REAL,
+        matched=_REAL,
+        excess=_REAL,
+        excess_low=_REAL,
+        excess_high=_REAL,
+        n_floor=_INT,
+        encoder_id=_TEXT,
+        basis=_TEXT,
         protocol=_TEXT,
         seed=_INT,
         extra_info=_TEXT,
         created_at=_TEXT,
+    ),
+    "differences": _schema(
+        run_id=_TEXT,
+        other_run=_TEXT,
+        metric=_TEXT,
+        plugin=_TEXT,
+        encoder=_TEXT,
+        subset=_TEXT,
+        difference=_REAL,
+        standard_error=_REAL,
+        ci_low=_REAL,
+        ci_high=_REAL,
+        p_value=_REAL,
+        p_holm=_REAL,
+        images_needed=_REAL,
+        reason=_TEXT,
     ),
     "sample_scores": _schema(
         run_id=_TEXT, image_id=_TEXT, prompt_id=_TEXT, metric=_TEXT, encoder=_TEXT, value=_REAL
@@ -124,17 +149,79 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         reason=_TEXT,
     ),
 }
-"""The tables of a run directory, each in a Parquet file of its name."""
+"""The tables of a run directory that the store takes in, each in a Parquet file of its name."""
+
+INFLUENCES = _schema(
+    run_id=_TEXT,
+    metric=_TEXT,
+    plugin=_TEXT,
+    encoder=_TEXT,
+    subset=_TEXT,
+    value=_REAL,
+    units=pa.list_(_TEXT),
+    first=pa.list_(_REAL),
+    probes=pa.list_(pa.float32()),
+    keys=pa.list_(pa.uint64()),
+    curvature=_REAL,
+    extra=_REAL,
+    least=_REAL,
+    degrees_of_freedom=_REAL,
+    scale=_TEXT,
+    reason=_TEXT,
+)
+"""What each patient or prompt contributed to each score: one row a score, `probes` row by row. It
+stays in the run directory; differences of two runs are made of it."""
+
+RUN_TABLES: Mapping[str, pa.Schema] = {**SCHEMAS, "influences": INFLUENCES}
+"""All tables of a run directory."""
+
+ADDED: Mapping[int, Mapping[str, tuple[str, ...]]] = {
+    2: {
+        "scores": (
+            "warning_level",
+            "floor",
+            "matched",
+            "excess",
+            "excess_low",
+            "excess_high",
+            "n_floor",
+            "encoder_id",
+            "basis",
+        ),
+        "differences": tuple(SCHEMAS["differences"].names),
+        "influences": tuple(INFLUENCES.names),
+    }
+}
+"""Record version to the columns that came with it; an older run has none of them."""
 
 
-def conform(name: str, table: pa.Table | pd.DataFrame) -> pa.Table:
+def absent(name: str, version: int) -> frozenset[str]:
+    """Columns of the table `name` that a run of record version `version` need not have."""
+    return frozenset(
+        column
+        for since, tables in ADDED.items()
+        if version < since
+        for column in tables.get(name, ())
+    )
+
+
+def conform(name: str, table: pa.Table | pd.DataFrame, optional: Collection[str] = ()) -> pa.Table:
     """`table` with the columns, order and types of the table `name`; NaN becomes null.
+
+    Args:
+        optional: columns that are null where the table has none.
 
     Raises:
         ValueError: when a column is missing, unknown or does not convert.
     """
-    schema = SCHEMAS[name]
+    schema = RUN_TABLES[name]
     columns = list(table.columns) if isinstance(table, pd.DataFrame) else table.column_names
+    lacking = [column for column in schema.names if column in optional and column not in columns]
+    if lacking and isinstance(table, pa.Table):
+        for column in lacking:
+            nulls = pa.nulls(table.num_rows, schema.field(column).type)
+            table = table.append_column(column, nulls)
+        columns = table.column_names
     missing = [column for column in schema.names if column not in columns]
     unknown = [column for column in columns if column not in schema.names]
     if missing or unknown:

@@ -1,4 +1,4 @@
-"""A run on disk: ``run.json`` and four Parquet files, each whole or absent."""
+"""A run on disk: ``run.json`` and a Parquet file a table, each whole or absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from chexgenbench.errors import UserError
 from chexgenbench.files import atomic_path, read_json, write_json
-from chexgenbench.store.records import RECORD_VERSION, SCHEMAS, RunRecord, conform
+from chexgenbench.store.records import RECORD_VERSION, RUN_TABLES, RunRecord, absent, conform
 
 RECORD_NAME = "run.json"
 
@@ -22,7 +22,7 @@ def write_run(
     folder: Path, record: RunRecord, tables: Mapping[str, pa.Table | pd.DataFrame]
 ) -> None:
     """Writes the tables and then the record, so that a finished record has all of its tables."""
-    unknown = sorted(set(tables) - set(SCHEMAS))
+    unknown = sorted(set(tables) - set(RUN_TABLES))
     if unknown:
         raise ValueError(f"a run has no tables named {unknown}")
     ready = {name: conform(name, table) for name, table in tables.items()}
@@ -71,12 +71,13 @@ def read_record(folder: Path) -> RunRecord:
 def read_table(folder: Path, name: str, record: RunRecord) -> pa.Table:
     """One table of a run; empty where an unfinished run has not written it yet."""
     path = folder / f"{name}.parquet"
+    optional = absent(name, record.schema_version)
     if not path.is_file():
-        if record.status == "finished":
+        if record.status == "finished" and not set(RUN_TABLES[name].names) <= optional:
             raise UserError(f"{path} is missing.", hint="Delete the directory and run again.")
-        return SCHEMAS[name].empty_table()
+        return RUN_TABLES[name].empty_table()
     try:
-        table = conform(name, pq.read_table(path, partitioning=None))
+        table = conform(name, pq.read_table(path, partitioning=None), optional)
         _check_owner(name, table, record)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(

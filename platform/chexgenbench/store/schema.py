@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import duckdb
 import pandas as pd
 
 from chexgenbench.errors import UserError
+from chexgenbench.store.records import ADDED
 from chexgenbench.types import FINDINGS
 
 REBUILD = "Run `chexgenbench store rebuild` to make it again from the run directories."
@@ -34,17 +35,40 @@ _SCORE = (
     ("metric", "VARCHAR NOT NULL", "Name of the score, such as fid."),
     ("plugin", "VARCHAR NOT NULL", "Metric plugin that gave the score."),
     ("encoder", "VARCHAR NOT NULL", "Encoder whose features were compared."),
-    ("subset", "VARCHAR NOT NULL", "overall, or one of the findings."),
+    (
+        "subset",
+        "VARCHAR NOT NULL",
+        "overall, a finding, macro (mean over the findings), or a subset that the user named.",
+    ),
     ("value", "DOUBLE", "The score; null unless status is ok."),
     ("standard_error", "DOUBLE", "Standard error of value, where the metric gives one."),
     ("ci_low", "DOUBLE", "Lower end of the 95 % interval."),
     ("ci_high", "DOUBLE", "Upper end of the 95 % interval."),
-    ("n_real", "BIGINT", "Real images of the subset; null for a score of single images."),
+    ("n_real", "BIGINT", "Real images used; 0 for a score of single images."),
     ("n_fake", "BIGINT", "Generated images used."),
     ("higher_is_better", "BOOLEAN NOT NULL", "Direction of the score."),
     ("status", "VARCHAR NOT NULL", "ok, skipped or failed."),
     ("reason", "VARCHAR", "Why there is no value or no interval."),
     ("warning", "VARCHAR", "What a reader of the value must know."),
+    (
+        "warning_level",
+        "BIGINT",
+        "0 none; 1 the interval is wider than the value; 2 fewer than 50 images a side; "
+        "3 the statistic itself is unsound here, such as a covariance of n <= d images.",
+    ),
+    ("floor", "DOUBLE", "The score of real against real images: halves of the subset by patient."),
+    ("matched", "DOUBLE", "The score of real against generated images at those same sizes."),
+    ("excess", "DOUBLE", "matched less floor: what is left when the size is accounted for."),
+    ("excess_low", "DOUBLE", "Lower end of the 95 % interval of excess."),
+    ("excess_high", "DOUBLE", "Upper end of the 95 % interval of excess."),
+    ("n_floor", "BIGINT", "Images a side of floor and matched."),
+    ("encoder_id", "VARCHAR", "Identity of the encoder: its code, weights and preprocessing."),
+    (
+        "basis",
+        "VARCHAR",
+        "Hash of real side, subset, encoder, metric, protocol and code: scores of one basis and "
+        "equal n_fake compare.",
+    ),
     ("protocol", "VARCHAR NOT NULL", "Protocol of the run."),
     ("seed", "BIGINT NOT NULL", "Seed of the run."),
     ("extra_info", "VARCHAR", "The user's label of the run."),
@@ -68,7 +92,7 @@ TABLES: dict[str, Table] = {
             ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
             ("model_id", "VARCHAR NOT NULL", "Model with its parameters and weights, in models."),
             ("split", "VARCHAR NOT NULL", "Name of the split."),
-            ("protocol", "VARCHAR NOT NULL", "Protocol: standard."),
+            ("protocol", "VARCHAR NOT NULL", "Protocol: standard or legacy."),
             ("seed", "BIGINT NOT NULL", "Seed that all image seeds are hashed from."),
             ("status", "VARCHAR NOT NULL", "running, finished or failed."),
             ("reason", "VARCHAR", "Why the run failed."),
@@ -161,6 +185,31 @@ TABLES: dict[str, Table] = {
         ("run_id", "plugin", "metric", "encoder", "subset"),
         ("status IN ('ok', 'skipped', 'failed')",),
     ),
+    "differences": Table(
+        "Scores of a run less those of an earlier one on the same basis, with paired errors: both "
+        "answer the same prompts against the same real images.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("other_run", "VARCHAR NOT NULL", "The earlier run."),
+            ("metric", "VARCHAR NOT NULL", "Name of the score."),
+            ("plugin", "VARCHAR NOT NULL", "Metric plugin that gave the score."),
+            ("encoder", "VARCHAR NOT NULL", "Encoder whose features were compared."),
+            ("subset", "VARCHAR NOT NULL", "As in scores."),
+            ("difference", "DOUBLE", "Score of run_id less score of other_run."),
+            ("standard_error", "DOUBLE", "Paired standard error of difference."),
+            ("ci_low", "DOUBLE", "Lower end of the 95 % interval."),
+            ("ci_high", "DOUBLE", "Upper end of the 95 % interval."),
+            ("p_value", "DOUBLE", "Two-sided p value of no difference."),
+            ("p_holm", "DOUBLE", "The same, corrected by Holm over the subsets of the score."),
+            (
+                "images_needed",
+                "DOUBLE",
+                "Images that would settle a difference of this size; null where it is settled.",
+            ),
+            ("reason", "VARCHAR", "Why there is no interval."),
+        ),
+        ("run_id", "other_run", "plugin", "metric", "encoder", "subset"),
+    ),
     "sample_scores": Table(
         "Scores of single images.",
         (
@@ -185,6 +234,8 @@ TABLES: dict[str, Table] = {
             ("size_b", "DOUBLE", "Parameters of the model, in thousand millions."),
             ("resolution", "BIGINT", "Width and height of its images, in pixels."),
             ("fine_tuning", "VARCHAR", "How the model was tuned."),
+            ("split", "VARCHAR", "Split it was taken on."),
+            ("protocol", "VARCHAR", "Protocol it was taken by."),
             ("source", "VARCHAR NOT NULL", "File the number stands in."),
             ("note", "VARCHAR", "What must be shown with the number."),
         ),
@@ -199,42 +250,126 @@ QUALIFY row_number() OVER (
 ) = 1
 """
 
+_FINDINGS = ", ".join(f"'{finding}'" for finding in FINDINGS)
+
+_KEY = "plugin, metric, encoder, subset"
+_KEY_A = "a.plugin, a.metric, a.encoder, a.subset"
+
+_RANKED = f"""
+WITH board AS (SELECT s.* FROM scores AS s WHERE s.run_id IN ({_LATEST})),
+-- Each pair of runs of the board once, and Holm's correction over the pairs of a score.
+pairs AS (
+    SELECT least(d.run_id, d.other_run) AS one, greatest(d.run_id, d.other_run) AS two,
+           {_KEY}, any_value(d.p_value) AS p_value
+    FROM differences AS d
+    WHERE d.run_id IN ({_LATEST}) AND d.other_run IN ({_LATEST}) AND d.p_value IS NOT NULL
+    GROUP BY ALL
+),
+counted AS (
+    SELECT pairs.*, runs.suite,
+           row_number() OVER (PARTITION BY runs.suite, {_KEY} ORDER BY p_value, one, two) AS place,
+           count(*) OVER (PARTITION BY runs.suite, {_KEY}) AS size
+    FROM pairs JOIN runs ON runs.run_id = pairs.one
+),
+holm AS (
+    SELECT one, two, {_KEY},
+           max(p_value * (size - place + 1)) OVER (
+               PARTITION BY suite, {_KEY} ORDER BY place
+           ) AS p
+    FROM counted
+),
+-- For each run the poorest of those that are better by more than chance.
+beaten AS (
+    SELECT a.run_id, {_KEY_A},
+           max(CASE WHEN a.higher_is_better THEN -b.value ELSE b.value END) AS poorest
+    FROM board AS a
+    JOIN board AS b
+      ON a.suite = b.suite AND a.plugin = b.plugin AND a.metric = b.metric
+     AND a.encoder = b.encoder AND a.subset = b.subset AND a.basis = b.basis
+     AND a.n_fake = b.n_fake AND a.run_id <> b.run_id AND a.status = 'ok' AND b.status = 'ok'
+    LEFT JOIN holm
+      ON holm.one = least(a.run_id, b.run_id) AND holm.two = greatest(a.run_id, b.run_id)
+     AND holm.plugin = a.plugin AND holm.metric = a.metric AND holm.encoder = a.encoder
+     AND holm.subset = a.subset
+    WHERE CASE WHEN a.higher_is_better THEN b.value > a.value ELSE b.value < a.value END
+      AND CASE
+            WHEN holm.p IS NOT NULL THEN holm.p < 0.05
+            -- Without a paired error: apart if the intervals are. Beside a value without one (a
+            -- share of 0 or 1 shows no variation) the gap must exceed the other's whole interval.
+            WHEN a.ci_low IS NOT NULL AND b.ci_low IS NOT NULL
+                THEN greatest(a.ci_low, b.ci_low) > least(a.ci_high, b.ci_high)
+            ELSE coalesce(
+                abs(a.value - b.value)
+                > coalesce(a.ci_high - a.ci_low, b.ci_high - b.ci_low),
+                false)
+          END
+    GROUP BY ALL
+),
+above AS (
+    SELECT a.run_id, {_KEY_A}, count(*) AS models
+    FROM board AS a
+    JOIN beaten USING (run_id, {_KEY})
+    JOIN board AS b
+      ON a.suite = b.suite AND a.plugin = b.plugin AND a.metric = b.metric
+     AND a.encoder = b.encoder AND a.subset = b.subset AND a.basis = b.basis
+     AND a.n_fake = b.n_fake AND b.status = 'ok'
+    WHERE CASE WHEN a.higher_is_better THEN -b.value ELSE b.value END <= beaten.poorest
+    GROUP BY ALL
+)
+SELECT board.*,
+       CASE WHEN board.status = 'ok' AND board.basis IS NOT NULL
+            THEN 1 + coalesce(above.models, 0) END AS rank
+FROM board LEFT JOIN above USING (run_id, {_KEY})
+"""  # noqa: S608
+
 VIEWS: dict[str, tuple[str, str]] = {
     "leaderboard": (
-        "Scores of the run of each model under each suite that was finished or asked for last.",
-        f"SELECT s.* FROM scores AS s WHERE s.run_id IN ({_LATEST})",  # noqa: S608
+        "Scores of the run of each model under each suite that was finished or asked for last, "
+        "ranked within their basis.",
+        _RANKED,
     ),
     "by_finding": (
-        "The leaderboard by finding, beside the same score overall. "
-        "Scores of subsets of different size do not compare.",
-        """
+        "The leaderboard by finding, beside the same score overall. Scores of subsets of "
+        "different size do not compare; excess accounts for the size.",
+        f"""
         SELECT f.suite, f.model, f.metric, f.encoder, f.subset AS finding,
-               f.value, f.standard_error, f.ci_low, f.ci_high,
-               o.value AS overall_value, f.n_real, f.n_fake, f.higher_is_better,
-               f.status, f.reason, f.warning, f.run_id
+               f.value, f.standard_error, f.ci_low, f.ci_high, f.rank,
+               o.value AS overall_value, f.floor, f.matched, f.excess, f.excess_low,
+               f.excess_high, f.n_real, f.n_fake, f.higher_is_better,
+               f.status, f.reason, f.warning, f.warning_level, f.run_id
         FROM leaderboard AS f
         LEFT JOIN leaderboard AS o
           ON o.run_id = f.run_id AND o.plugin = f.plugin AND o.metric = f.metric
          AND o.encoder = f.encoder AND o.subset = 'overall'
-        WHERE f.subset <> 'overall'
-        """,
+        WHERE f.subset IN ({_FINDINGS})
+        """,  # noqa: S608
     ),
     "compare": (
-        "Two finished runs score by score: filter by run_a and run_b. separated takes the errors "
-        "as independent; both runs see the same real images, so it errs towards false.",
+        "Two finished runs score by score: filter by run_a and run_b. The interval of the "
+        "difference is paired, where the runs share their basis and were on the leaderboard "
+        "together; `chexgenbench compare` takes it for any two runs.",
         """
+        WITH paired AS (
+            SELECT run_id AS run_a, other_run AS run_b, plugin, metric, encoder, subset,
+                   standard_error, -ci_high AS ci_low, -ci_low AS ci_high, p_value, p_holm,
+                   images_needed
+            FROM differences
+            UNION ALL
+            SELECT other_run, run_id, plugin, metric, encoder, subset,
+                   standard_error, ci_low, ci_high, p_value, p_holm, images_needed
+            FROM differences
+        )
         SELECT a.run_id AS run_a, b.run_id AS run_b, a.model AS model_a, b.model AS model_b,
                a.metric, a.encoder, a.subset,
                a.value AS value_a, a.ci_low AS ci_low_a, a.ci_high AS ci_high_a,
                b.value AS value_b, b.ci_low AS ci_low_b, b.ci_high AS ci_high_b,
-               b.value - a.value AS difference,
+               b.value - a.value AS difference, p.standard_error, p.ci_low, p.ci_high,
+               p.p_value, p.p_holm, p.images_needed,
                CASE WHEN a.value IS NULL OR b.value IS NULL THEN NULL
                     WHEN a.value = b.value THEN 'equal'
                     WHEN (b.value > a.value) = a.higher_is_better THEN 'b' ELSE 'a' END AS better,
-               abs(b.value - a.value)
-                   > 1.96 * sqrt(a.standard_error ** 2 + b.standard_error ** 2) AS separated,
-               ra.split = rb.split AND ra.protocol = rb.protocol
-                   AND a.n_real IS NOT DISTINCT FROM b.n_real AND a.n_fake = b.n_fake AS comparable,
+               p.p_holm < 0.05 AS settled,
+               coalesce(a.basis = b.basis AND a.n_fake = b.n_fake, false) AS comparable,
                a.higher_is_better, a.status AS status_a, b.status AS status_b
         FROM scores AS a
         JOIN scores AS b
@@ -242,12 +377,19 @@ VIEWS: dict[str, tuple[str, str]] = {
          AND a.subset = b.subset AND a.run_id <> b.run_id
         JOIN runs AS ra ON ra.run_id = a.run_id AND ra.status = 'finished'
         JOIN runs AS rb ON rb.run_id = b.run_id AND rb.status = 'finished'
+        LEFT JOIN paired AS p
+          ON p.run_a = a.run_id AND p.run_b = b.run_id AND p.plugin = a.plugin
+         AND p.metric = a.metric AND p.encoder = a.encoder AND p.subset = a.subset
         """,
     ),
     "best": (
-        "The best model for each suite, metric, encoder and subset of the leaderboard.",
+        "The best value for each suite, metric, encoder and subset of the leaderboard; tied says "
+        "how many models share its rank.",
         """
         SELECT suite, metric, encoder, subset, model, value, standard_error, ci_low, ci_high,
+               count(*) FILTER (WHERE rank = 1) OVER (
+                   PARTITION BY suite, plugin, metric, encoder, subset
+               ) AS tied,
                n_real, n_fake, higher_is_better, warning, run_id
         FROM leaderboard WHERE status = 'ok'
         QUALIFY row_number() OVER (
@@ -273,8 +415,12 @@ _VIEW_COLUMNS = {
     "ci_high_b": "Upper end of the 95 % interval of value_b.",
     "difference": "value_b less value_a.",
     "better": "a, b or equal, by the direction of the score.",
-    "separated": "Whether the difference exceeds 1.96 standard errors.",
-    "comparable": "Whether split, protocol and numbers of images agree.",
+    "settled": "Whether p_holm is below 0.05; null where there is no paired error.",
+    "comparable": "Whether both scores have one basis and as many generated images.",
+    "rank": "1 plus the number of models at least as good as the poorest one that is better by "
+    "more than chance (paired differences, Holm over the pairs of models): what nothing sets "
+    "apart shares a rank.",
+    "tied": "Models of rank 1.",
     "status_a": "Status of value_a.",
     "status_b": "Status of value_b.",
 }
@@ -289,15 +435,31 @@ def _name(name: str) -> str:
 
 
 def _create(connection: duckdb.DuckDBPyConnection) -> None:
-    """Version 1. When version 2 comes, TABLES changes and the step to it is an ALTER beside it."""
+    """Version 1, where it is created now, with all that came later."""
     for name, table in TABLES.items():
         parts = [f"{_name(column)} {kind}" for column, kind, _ in table.columns]
         parts.append(f"PRIMARY KEY ({', '.join(_name(column) for column in table.key)})")
         parts.extend(f"CHECK ({check})" for check in table.checks)
-        connection.execute(f"CREATE TABLE {_name(name)} ({', '.join(parts)})")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {_name(name)} ({', '.join(parts)})")
 
 
-MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [_create]
+def _widen(connection: duckdb.DuckDBPyConnection) -> None:
+    """Version 2: the table of differences, and columns that older rows have as null."""
+    _create(connection)
+    _add(connection, "scores", ADDED[2]["scores"])
+    _add(connection, "published", ("split", "protocol"))
+
+
+def _add(connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str]) -> None:
+    kinds = {column: kind for column, kind, _ in TABLES[table].columns}
+    for column in columns:
+        connection.execute(
+            f"ALTER TABLE {_name(table)} ADD COLUMN IF NOT EXISTS {_name(column)} "
+            f"{kinds[column].removesuffix(' NOT NULL')}"
+        )
+
+
+MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [_create, _widen]
 """The step at index i leads from schema version i to i + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -355,7 +517,8 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 def _comment(connection: duckdb.DuckDBPyConnection) -> None:
     known = dict(_VIEW_COLUMNS)
-    known.update({column: text for column, _, text in _SCORE})
+    for part in ("differences", "scores"):
+        known.update({column: text for column, _, text in TABLES[part].columns})
     for name, table in TABLES.items():
         connection.execute(f"COMMENT ON TABLE {_name(name)} IS {_quote(table.comment)}")
         for column, _, text in table.columns:
@@ -409,6 +572,8 @@ def published_rows() -> pd.DataFrame:
                 "size_b": float(str(fact["size_b"])),
                 "resolution": int(str(fact["resolution"])),
                 "fine_tuning": str(fact["fine_tuning"]),
+                "split": "mimic-cxr",
+                "protocol": "legacy",
                 "source": source,
                 "note": note,
             }

@@ -72,7 +72,14 @@ class Store:
         """Removes runs from the store; their directories stay."""
         names = list(run_ids)
         self._require()
-        self._change(lambda connection: _remove(connection, names))
+
+        def change(connection: duckdb.DuckDBPyConnection) -> None:
+            _remove(connection, names)
+            connection.execute(
+                "DELETE FROM differences WHERE other_run IN (SELECT unnest(?::VARCHAR[]))", [names]
+            )
+
+        self._change(change)
 
     def rebuild(self, runs_folder: Path) -> Rebuilt:
         """Makes the store again from the directories in `runs_folder`, whatever stood there."""

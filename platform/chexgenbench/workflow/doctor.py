@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from chexgenbench import provenance
+from chexgenbench.downloads import locate, size_text
 from chexgenbench.errors import ChexGenBenchError
+from chexgenbench.registry import Plugin
 from chexgenbench.splits.prompts import check_images
 from chexgenbench.workflow.plan import (
     Options,
@@ -18,6 +21,7 @@ from chexgenbench.workflow.plan import (
     plan_models,
     resolve_device,
 )
+from chexgenbench.workflow.suite import read_suite
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def examine(options: Options) -> Iterator[Check]:
             yield Check(f"encoder {encoder.name}", True, _weights(encoder.identity["weights"]))
     except ChexGenBenchError as error:
         yield Check("suite", False, _text(error))
+        yield from _downloads(options)
     if plan is not None:
         failed: dict[str, ChexGenBenchError] = {}
         try:
@@ -96,6 +101,40 @@ def _plugins(options: Options) -> Iterator[Check]:
     yield Check("plugins", True, ", ".join(counts))
     for problem in registry.problems:
         yield Check(f"plugin {problem.source}", False, problem.reason)
+
+
+def _downloads(options: Options) -> Iterator[Check]:
+    """What `fetch` would bring for each plugin of a suite that cannot be planned.
+
+    A plan ends at the first fault; this shows all that is missing at once. A plugin whose weights
+    lie elsewhere is not asked.
+    """
+    try:
+        registry = load_plugins(options)
+        suite = read_suite(options.suite, options.home, options.changes)
+    except ChexGenBenchError:
+        return  # said before
+    elsewhere = {name for name, values in suite.parameters.items() if "weights" in values}
+    for kind, names in (("encoders", suite.encoders), ("models", suite.models)):
+        for name in names:
+            plugin = registry.of_kind(kind).get(name)
+            ways = (f"{name}.weights=", "weights=" if kind == "models" else f"{name}.weights=")
+            given = any(setting.startswith(ways) for setting in options.settings)
+            if plugin is not None and name not in elsewhere and not given:
+                yield from _missing(kind, plugin, options)
+
+
+def _missing(kind: str, plugin: Plugin[Any], options: Options) -> Iterator[Check]:
+    missing = [
+        f"{file.name} ({size_text(file.size)})"
+        for download in plugin.spec.downloads
+        for file, path in locate(download, options.home.cache).items()
+        if path is None
+    ]
+    if missing:
+        command = f"chexgenbench {kind} fetch {plugin.name}"
+        name = f"{plugin.spec.kind} {plugin.name}"
+        yield Check(name, False, f"missing: {', '.join(missing)}. Fetch them: {command}")
 
 
 def _weights(weights: dict[str, str]) -> str:

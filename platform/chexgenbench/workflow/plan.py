@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
@@ -19,7 +20,7 @@ from chexgenbench.files import digest
 from chexgenbench.generation import Generation, make_requests, plan_generation
 from chexgenbench.home import Home
 from chexgenbench.registry import Plugin, Registry, load_registry
-from chexgenbench.scoring import MetricPlan
+from chexgenbench.scoring import MetricPlan, subset_masks
 from chexgenbench.splits.prompts import PromptTable, read_prompts
 from chexgenbench.store.store import Store
 from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSource, SplitSpec
@@ -40,6 +41,7 @@ class Options:
         settings: ``--set`` values.
         images_root: overrides the split's.
         columns: overrides the split's column names.
+        reference: a reference bundle that stands for the real images.
         encode_batch_size: images a call of an encoder.
         new: makes a new generation and run although equal ones are finished.
     """
@@ -51,6 +53,7 @@ class Options:
     settings: tuple[str, ...] = ()
     images_root: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    reference: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
     encode_batch_size: int = 32
@@ -62,12 +65,17 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked plan: plugins found, parameters parsed, tables read, weights hashed."""
+    """A checked plan: plugins found, parameters parsed, tables read, weights hashed.
+
+    Attributes:
+        whole: the split's test table; `prompts` are the rows of it that are used.
+    """
 
     options: Options
     suite: Suite
     registry: Registry
     split: Plugin[SplitSpec]
+    whole: PromptTable
     prompts: PromptTable
     training: PromptTable | None
     encoders: Sequence[EncoderPlan]
@@ -77,6 +85,11 @@ class Plan:
     @cached_property
     def hashes(self) -> HashCache:
         return HashCache(self.options.home.cache / "hashes.sqlite")
+
+    @cached_property
+    def masks(self) -> dict[str, NDArray[np.bool_]]:
+        """The subsets of `prompts`."""
+        return subset_masks(self.prompts, self.suite.subsets)
 
     @property
     def text_encoders(self) -> frozenset[str]:
@@ -94,11 +107,12 @@ def load_plugins(options: Options) -> Registry:
     return load_registry(options.plugins, folder)
 
 
-def make_plan(options: Options, *, models: bool = True) -> Plan:
+def make_plan(options: Options, *, models: bool = True, metrics: bool = True) -> Plan:
     """Reads and checks all that a run needs, models aside (see `plan_models`).
 
     Args:
         models: whether the suite's models are looked up; scoring a user's own images needs none.
+        metrics: whether its metrics are; encoding needs none.
 
     Raises:
         UserError: anything that the user can mend, before anything expensive.
@@ -110,7 +124,7 @@ def make_plan(options: Options, *, models: bool = True) -> Plan:
     if models:
         chosen |= {name: registry.find("models", name) for name in suite.models}
     chosen |= {name: registry.find("encoders", name) for name in suite.encoders}
-    metric_encoders = _metric_encoders(suite, registry)
+    metric_encoders = _metric_encoders(suite, registry) if metrics else {}
     chosen |= {name: registry.find("metrics", name) for name in metric_encoders}
     values = _parameters(options, suite, chosen)
 
@@ -118,14 +132,14 @@ def make_plan(options: Options, *, models: bool = True) -> Plan:
     Store(options.home.store).check()
     device = resolve_device(options.device)
     context = Context(device=device, home=options.home.root, cache=options.home.cache)
-    prompts, training = _read_split(options, suite, split, values[suite.split], context)
+    whole, training = _read_split(options, suite, split, values[suite.split], context)
 
     hashes = HashCache(options.home.cache / "hashes.sqlite")
     encoders = [
         _plan_encoder(registry.encoders[name], values[name], context, options.home, hashes)
         for name in suite.encoders
     ]
-    metrics = [
+    metric_plans = [
         MetricPlan(
             plugin=registry.metrics[name],
             parameters=registry.metrics[name].parse(values[name]),
@@ -133,17 +147,20 @@ def make_plan(options: Options, *, models: bool = True) -> Plan:
         )
         for name, used in metric_encoders.items()
     ]
-    for metric in metrics:
+    for metric in metric_plans:
         metric.plugin.load()
+    prompts = whole if suite.limit is None else whole.limit(suite.limit)
+    subset_masks(prompts, suite.subsets)  # a condition that cannot be used fails here
     return Plan(
         options=options,
         suite=suite,
         registry=registry,
         split=split,
+        whole=whole,
         prompts=prompts,
         training=training,
         encoders=encoders,
-        metrics=metrics,
+        metrics=metric_plans,
         device=device,
     )
 
@@ -318,9 +335,12 @@ def _metric_encoders(suite: Suite, registry: Registry) -> dict[str, list[str]]:
             for encoder in ([wanted] if at else suite.encoders)
             if spec.output in registry.find("encoders", encoder).spec.outputs
             and (registry.encoders[encoder].spec.text or not spec.text)
+            and encoder == (spec.only or encoder)
         ]
         if not fitting and at:
             need = "a text side" if spec.text else f"the output {spec.output!r}"
+            if spec.only:
+                raise UserError(f"The metric {name!r} is defined on {spec.only!r} alone.")
             raise UserError(f"The metric {name!r} needs {need}, which {wanted!r} has not.")
         known = result.setdefault(name, [])
         known.extend(encoder for encoder in fitting if encoder not in known)
@@ -328,6 +348,8 @@ def _metric_encoders(suite: Suite, registry: Registry) -> dict[str, list[str]]:
     if unserved:
         spec = registry.metrics[unserved[0]].spec
         need = "an encoder with a text side" if spec.text else f"an encoder with {spec.output!r}"
+        if spec.only:
+            need = f"the encoder {spec.only!r}"
         raise UserError(
             f"The metric {unserved[0]!r} needs {need}; {', '.join(suite.encoders)} cannot serve.",
             hint="Choose another encoder with --encoder, or leave the metric out.",
@@ -338,11 +360,14 @@ def _metric_encoders(suite: Suite, registry: Registry) -> dict[str, list[str]]:
 def _parameters(
     options: Options, suite: Suite, chosen: Mapping[str, Plugin[Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Plugin name to parameter values, of the suite and then of ``--set``."""
+    """Plugin name to parameter values, of the protocol, then the suite, then ``--set``."""
     models = set(suite.models)
     kinds = {name: plugin.spec.kind for name, plugin in chosen.items()}
     has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in chosen.items()}
-    values: dict[str, dict[str, Any]] = {name: {} for name in chosen}
+    values = {
+        name: dict(getattr(plugin.spec, "protocols", {}).get(suite.protocol, {}))
+        for name, plugin in chosen.items()
+    }
     for name, given in suite.parameters.items():
         if name in values:
             values[name] |= given
@@ -409,11 +434,7 @@ def _read_split(
             materialise=materialise,
         )
 
-    prompts = read(source.test)
-    if suite.limit is not None:
-        prompts = prompts.limit(suite.limit)
-    training = read(source.train) if source.train else None
-    return prompts, training
+    return read(source.test), read(source.train) if source.train else None
 
 
 def encoded_real(plan: Plan, encoder: EncoderPlan) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.features import extract
+from chexgenbench.features import Extraction, extract
 from chexgenbench.files import digest
 from chexgenbench.generation import Generation
 from chexgenbench.images import BadImage
 from chexgenbench.jobs.generate import ManifestRow
 from chexgenbench.progress import Progress
-from chexgenbench.scoring import SampleScore, Score, Sides, score
+from chexgenbench.scoring import Floors, SampleScore, Score, Sides, score
 from chexgenbench.splits.prompts import check_images
 from chexgenbench.splits.user_images import read_user_images
 from chexgenbench.store.export_csv import export_run
@@ -35,19 +36,9 @@ from chexgenbench.store.run_directory import (
 )
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
+from chexgenbench.workflow.differences import influence_table, settle
 from chexgenbench.workflow.plan import Options, Plan, make_plan, plan_models
-
-
-@dataclass(frozen=True, eq=False)
-class RealSide:
-    """The real images of the split by content: one key a row, None where there is none."""
-
-    keys: Sequence[str | None]
-    skipped: int
-
-    @property
-    def id(self) -> str:
-        return digest(list(self.keys))
+from chexgenbench.workflow.reference import RealSide, Reference, write_reference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +63,7 @@ class Outcome:
     failed: dict[str, ChexGenBenchError] = field(default_factory=dict)
     encoded: int = 0
     made: int = 0
+    floors: Floors = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -164,6 +156,11 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
         UserError: images that are missing or unreadable, unless they are to be skipped.
     """
     prompts = plan.prompts
+    if plan.options.reference is not None:
+        real = Reference.open(plan.options.reference).real_side(plan)
+        # The prompts are the user's own, and so are their text features.
+        _extract(plan, [], outcome, partial(progress.stage, "encode prompts"))
+        return real
     if not prompts.has_image().any():
         outcome.notes.append("the split has no real images: only metrics that need none are taken")
         return RealSide([None] * len(prompts), 0)
@@ -174,15 +171,8 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     keys: list[str | None] = [None] * len(prompts)
     for i, key in zip(known, plan.hashes.sha256([paths[i] for i in known]), strict=True):
         keys[i] = key
-    done = extract(
-        [(key, paths[i]) for i, key in enumerate(keys) if key is not None],
-        prompts.table["prompt"].tolist(),
-        plan.encoders,
-        batch_size=plan.options.encode_batch_size,
-        text_encoders=plan.text_encoders,
-        stage=lambda total: progress.stage("encode real images", total),
-    )
-    outcome.encoded += done.encoded
+    images = [(key, paths[i]) for i, key in enumerate(keys) if key is not None]
+    done = _extract(plan, images, outcome, partial(progress.stage, "encode real images"))
     for i, key in enumerate(keys):
         if key in done.bad:
             bad[i] = done.bad[key]
@@ -191,6 +181,57 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     if bad:
         outcome.notes.append(f"{len(bad)} real images cannot be read; skipped and not counted")
     return RealSide(keys, len(bad))
+
+
+def _extract(
+    plan: Plan, images: Sequence[tuple[str, Path]], outcome: Outcome, stage: Callable[[int], Any]
+) -> Extraction:
+    done = extract(
+        images,
+        plan.prompts.table["prompt"].tolist(),
+        plan.encoders,
+        batch_size=plan.options.encode_batch_size,
+        text_encoders=plan.text_encoders,
+        stage=stage,
+    )
+    outcome.encoded += done.encoded
+    return done
+
+
+@dataclass(frozen=True)
+class BuiltReference:
+    """What `build_reference` wrote."""
+
+    split: str
+    images: int
+    encoders: Sequence[str]
+    sha256: str
+    credentialed: bool
+
+
+def build_reference(options: Options, path: Path, progress: Progress) -> BuiltReference:
+    """Encodes a split's real images and writes them as one reference bundle.
+
+    Raises:
+        UserError: bad input, before anything is encoded.
+    """
+    plan = make_plan(options, models=False, metrics=False)
+    if path.is_dir() or path.suffix != ".safetensors":
+        raise UserError(f"The bundle {path} must be a file with the ending .safetensors.")
+    if not plan.prompts.has_image().any():
+        raise UserError(
+            f"The split {plan.split.name!r} names no folder of real images.",
+            hint="Name it: --images-root FOLDER",
+        )
+    _tell(plan, progress)
+    real = prepare_real(plan, progress, Outcome())
+    return BuiltReference(
+        split=plan.split.name,
+        images=sum(key is not None for key in real.keys),
+        encoders=[encoder.name for encoder in plan.encoders],
+        sha256=write_reference(path, plan, real),
+        credentialed=plan.split.spec.credentialed,
+    )
 
 
 def _judge(plan: Plan, bad: dict[int, BadImage]) -> None:
@@ -340,18 +381,11 @@ def _score(
     real: RealSide,
     outcome: Outcome,
     progress: Progress,
-) -> tuple[RunRecord, dict[str, pd.DataFrame]]:
+) -> tuple[RunRecord, dict[str, pd.DataFrame | pa.Table]]:
     keys: list[str] = generated.table["sha256"].tolist()
     _check_content(plan, record, generated, keys)
-    done = extract(
-        [(key, generated.path(i)) for i, key in enumerate(keys)],
-        plan.prompts.table["prompt"].tolist(),
-        plan.encoders,
-        batch_size=plan.options.encode_batch_size,
-        text_encoders=plan.text_encoders,
-        stage=lambda total: progress.stage(f"encode {record.model}", total),
-    )
-    outcome.encoded += done.encoded
+    to_encode = [(key, generated.path(i)) for i, key in enumerate(keys)]
+    done = _extract(plan, to_encode, outcome, partial(progress.stage, f"encode {record.model}"))
     if done.bad and plan.options.on_bad_image == "fail":
         listed = "\n".join(error.message for error in list(done.bad.values())[:20])
         raise UserError(
@@ -364,10 +398,17 @@ def _score(
         fake=[None if key in done.bad else key for key in keys],
         fake_rows=generated.rows,
     )
-    steps = 15 * sum(len(metric.encoders) for metric in plan.metrics)
+    steps = len(plan.masks) * sum(len(metric.encoders) for metric in plan.metrics)
     with progress.stage(f"score {record.model}", steps, unit="scores") as advance:
         scores, samples = score(
-            sides, plan.metrics, plan.encoders, seed=plan.suite.seed, advance=advance
+            sides,
+            plan.metrics,
+            plan.encoders,
+            seed=plan.suite.seed,
+            masks=plan.masks,
+            basis=_basis(plan, real),
+            floors=outcome.floors,
+            advance=advance,
         )
     bad = [key in done.bad for key in keys]
     record = record.model_copy(
@@ -388,8 +429,11 @@ def _score(
         ),
     )
     prompts = plan.prompts.table.assign(run_id=record.run_id, split=record.split)
+    influences = influence_table(record.run_id, scores)
     return record, {
         "scores": _score_table(record, scores),
+        "influences": influences,
+        "differences": settle(plan.options.home, record, scores),
         "sample_scores": _sample_table(record, samples, generated.table),
         "prompts": prompts[
             [
@@ -423,8 +467,22 @@ def _check_content(
         )
 
 
+def _basis(plan: Plan, real: RealSide) -> str:
+    """Identity of all that two models' scores have in common, encoder and metric aside."""
+    return digest(
+        {
+            "prompts": plan.prompts.fingerprint(),
+            "real": real.id,
+            "uncertain": plan.suite.uncertain,
+            "protocol": plan.suite.protocol,
+            "numerics": provenance.numerics(),
+        }
+    )
+
+
 def _score_table(record: RunRecord, scores: Sequence[Score]) -> pd.DataFrame:
-    return pd.DataFrame([vars(item) for item in scores]).assign(
+    rows = [{k: v for k, v in vars(item).items() if k != "influence"} for item in scores]
+    return pd.DataFrame(rows).assign(
         run_id=record.run_id,
         model=record.model,
         suite=record.suite,
@@ -480,6 +538,7 @@ def _record(
         "prompts": plan.prompts.fingerprint(),
         "real": real.id,
         "protocol": suite.protocol,
+        "subsets": dict(suite.subsets),
         "numerics": provenance.numerics(),
         "encoders": encoders,
         "metrics": metrics,

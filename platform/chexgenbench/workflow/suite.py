@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from chexgenbench.errors import UserError, unknown_name
 from chexgenbench.home import Home
 from chexgenbench.registry import BUILT_IN
+from chexgenbench.scoring import MACRO, OVERALL
+from chexgenbench.types import FINDINGS
 
 Scalar = str | int | float | bool
 
@@ -22,6 +24,8 @@ class Suite(BaseModel):
 
     Attributes:
         metrics: metric names; ``metric@encoder`` takes it on that encoder alone.
+        protocol: ``standard``, or ``legacy`` for the published code's choices.
+        subsets: name to SQL condition of further subsets, see `PromptTable.select`.
         parameters: plugin name to parameter values.
     """
 
@@ -33,7 +37,8 @@ class Suite(BaseModel):
     models: tuple[str, ...] = Field(min_length=1)
     encoders: tuple[str, ...] = Field(min_length=1)
     metrics: tuple[str, ...] = Field(min_length=1)
-    protocol: Literal["standard"] = "standard"
+    protocol: Literal["standard", "legacy"] = "standard"
+    subsets: Mapping[str, str] = {}
     uncertain: Literal["keep", "positive", "negative"] = "keep"
     seed: int = Field(0, ge=0, lt=2**63)
     repeats: int = Field(1, ge=1, le=1000)
@@ -46,6 +51,19 @@ class Suite(BaseModel):
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(names))
+
+    @field_validator("subsets")
+    @classmethod
+    def _new_names(cls, subsets: Mapping[str, str]) -> Mapping[str, str]:
+        taken = {name.lower() for name in (OVERALL, MACRO, *FINDINGS)}
+        for name, condition in subsets.items():
+            if not name.isprintable() or not name.strip() or len(name) > 60:
+                raise ValueError(f"{name!r} is no name: 1 to 60 printable characters")
+            if name.lower() in taken:
+                raise ValueError(f"the name {name!r} is taken")
+            if not condition.strip():
+                raise ValueError(f"the subset {name!r} has no condition")
+        return dict(subsets)
 
 
 def suite_folders(home: Home) -> list[Path]:
@@ -97,6 +115,29 @@ def read_suite(name: str, home: Home, changes: Mapping[str, Any]) -> Suite:
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         raise UserError(f"The suite {name!r} ({path}) does not fit: {faults}.") from error
+
+
+def parse_subsets(given: Sequence[str]) -> dict[str, str]:
+    """``--subset`` values, ``name: SQL condition``, to name and condition.
+
+    Raises:
+        UserError: not of that form, or a name twice.
+
+    >>> parse_subsets(["frontal: view = 'PA'"])
+    {'frontal': "view = 'PA'"}
+    """
+    result: dict[str, str] = {}
+    for text in given:
+        name, colon, condition = (part.strip() for part in text.partition(":"))
+        if not (name and colon and condition):
+            raise UserError(
+                f"--subset {text!r} is not of the form name: condition.",
+                hint="Example: --subset \"frontal: view = 'PA'\"",
+            )
+        if name in result:
+            raise UserError(f"--subset {name!r} stands twice.")
+        result[name] = condition
+    return result
 
 
 def parse_settings(

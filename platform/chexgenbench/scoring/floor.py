@@ -1,0 +1,122 @@
+"""What a metric says of real against real images: the floor that a subset's size sets.
+
+A distance of a few images is large for any model. So the real images of a subset are halved by
+patient: one half against the other is the floor, and one half against the generated images that
+answer the other half's prompts is the model's value at the very same sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from chexgenbench.files import digest
+from chexgenbench.statistics.difference import UnitInfluence, difference, macro_average
+from chexgenbench.statistics.estimate import Estimate
+from chexgenbench.types import Sample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Floors: TypeAlias = dict[str, "list[dict[str, UnitInfluence]]"]
+Compare: TypeAlias = Callable[[Sample, Sample], Mapping[str, Estimate]]
+
+_ROWS = 2000
+"""Rows that are compared in all: a small subset is halved several times, a large one once."""
+
+_MOST_HALVINGS = 8
+
+
+def take_floor(
+    compare: Compare,
+    real: Sample,
+    fake: Sample,
+    names: NDArray[np.str_],
+    known: Floors,
+    basis: str,
+    *,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Score name to ``floor, matched, excess, excess_low, excess_high, n_floor``.
+
+    Only rows whose prompt has a generated image count, and of the images of one prompt the first;
+    so both comparisons have the same sizes. Each halving is used both ways. Nothing where the
+    metric cannot be taken on halves.
+
+    Args:
+        compare: the metric.
+        names: of each independent unit, by its code.
+        known: floors by basis and rows; what is found is added.
+        seed: chooses the halves.
+    """
+    prompts, first = np.unique(fake.prompts, return_index=True)
+    answered = np.flatnonzero(np.isin(real.prompts, prompts))
+    pairs = list(_halvings(real.units[answered], seed))
+    if not pairs:
+        return {}
+    key = digest([basis, real.prompts[answered].tolist()])
+    answer = {int(prompt): int(row) for prompt, row in zip(prompts, first, strict=True)}
+    floors = known.get(key)
+    matched: list[dict[str, UnitInfluence]] = []
+    new: list[dict[str, UnitInfluence]] = []
+    try:
+        for one, other in pairs:
+            left = real.take(answered[one])
+            if floors is None:
+                right = real.take(answered[other])
+                new.append(_keep(compare(left, right), left, right, names))
+            rows = np.asarray([answer[int(row)] for row in real.prompts[answered[other]]])
+            made = fake.take(rows)
+            matched.append(_keep(compare(left, made), left, made, names))
+    except Exception:  # a metric is a plugin; the score itself stands without its floor
+        return {}
+    floors = known.setdefault(key, new) if floors is None else floors
+    result: dict[str, dict[str, Any]] = {}
+    for name in matched[0]:
+        if not all(name in part for part in (*floors, *matched)):
+            continue
+        low, kept_low = macro_average([part[name] for part in floors])
+        high, kept_high = macro_average([part[name] for part in matched])
+        excess = difference(kept_low, kept_high)
+        result[name] = {
+            "floor": low.value,
+            "matched": high.value,
+            "excess": excess.value,
+            "excess_low": excess.ci_low,
+            "excess_high": excess.ci_high,
+            "n_floor": len(pairs[0][0]),
+        }
+    return result
+
+
+def _keep(
+    found: Mapping[str, Estimate], real: Sample, fake: Sample, names: NDArray[np.str_]
+) -> dict[str, UnitInfluence]:
+    return {
+        name: UnitInfluence.of(estimate, names[fake.units], names[real.units])
+        for name, estimate in found.items()
+    }
+
+
+def _halvings(
+    units: NDArray[np.int64], seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Positions of two halves of equal size without a common unit, each pair in both orders."""
+    codes, at, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    if codes.size < 2:
+        return
+    random = np.random.default_rng([seed, units.size])
+    for _ in range(int(np.clip(_ROWS // units.size, 1, _MOST_HALVINGS))):
+        order = random.permutation(codes.size)
+        before = np.cumsum(sizes[order]) - sizes[order]
+        chosen = np.zeros(codes.size, dtype=bool)
+        chosen[order[before < units.size / 2]] = True
+        one, other = np.flatnonzero(chosen[at]), np.flatnonzero(~chosen[at])
+        size = min(one.size, other.size)
+        if size < 2:
+            continue
+        one, other = one[:size], other[:size]
+        yield one, other
+        yield other, one
