@@ -1,26 +1,41 @@
 """Where the weights of a plugin lie: a folder or file of the user, or the hub's local cache.
 
 Nothing is downloaded during a run: what is missing is an error before anything expensive, and the
-error holds the command that fetches it.
+error holds the command that fetches it. Nothing is unpickled: weights are safetensors, or files
+that torch's restricted loader takes, which builds tensors and runs no code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chexgenbench import UserError
+from chexgenbench.types import Download
+
+if TYPE_CHECKING:
+    import torch
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
-def weight_folder(source: str, *, revision: str | None, home: Path, what: str) -> Path:
+def weight_folder(
+    source: str,
+    *,
+    revision: str | None,
+    home: Path,
+    what: str,
+    download: Download | None = None,
+    kind: str = "encoders",
+) -> Path:
     """The local folder of `source`, which is a folder or a hub id.
 
     Args:
         source: a folder (relative ones start from `home`), or ``owner/name`` on the hub.
         revision: the hub commit to use.
         what: the plugin's name, for the error.
+        download: what ``chexgenbench KIND fetch WHAT`` brings, for the error.
 
     Raises:
         UserError: neither is there.
@@ -39,12 +54,42 @@ def weight_folder(source: str, *, revision: str | None, home: Path, what: str) -
     try:
         return Path(snapshot_download(source, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        default = download is not None and (source, revision) == (
+            download.source,
+            download.revision,
+        )
         pinned = f" --revision {revision}" if revision else ""
+        command = f"hf download {source}{pinned}"
+        if default:
+            command = f"chexgenbench {kind} fetch {what}"
+        size = f" ({total_size(download)})" if download is not None and default else ""
         raise UserError(
-            f"The weights of {what!r} are not on this machine: {source} is neither a folder "
-            f"nor in the hub's cache.",
-            hint=f"Fetch them: hf download {source}{pinned}",
+            f"The weights of {what!r}{size} are not on this machine: {source} is neither a folder "
+            f"nor in the hub's cache{f' at revision {revision}' if revision else ''}.",
+            hint=f"Fetch them: {command}",
         ) from error
+
+
+def weight_files(
+    download: Download, *, source: str, revision: str | None, home: Path, what: str
+) -> Mapping[str, Path]:
+    """The files of `download` by name, in the folder or hub cache that `source` names.
+
+    Raises:
+        UserError: one is missing; with a word of its own where a pickle lies in the place of
+            safetensors.
+    """
+    folder = weight_folder(source, revision=revision, home=home, what=what, download=download)
+    paths = {file.name: folder / file.name for file in download.files}
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
+        if any(name.endswith(".safetensors") for name in missing):
+            refuse_pickles(folder, what)
+        raise UserError(
+            f"The weights of {what!r} in {folder} lack {', '.join(missing)}.",
+            hint=f"They are files of {download.source}: chexgenbench encoders fetch {what}",
+        )
+    return paths
 
 
 def safe_weight_files(folder: Path, what: str) -> Sequence[Path]:
@@ -56,12 +101,69 @@ def safe_weight_files(folder: Path, what: str) -> Sequence[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
     if not weights:
-        pickles = [path for path in files if path.suffix in _PICKLES]
-        if pickles:
-            raise UserError(
-                f"The weights of {what!r} in {folder} are pickles ({pickles[0].name}), "
-                "which can run code when they are loaded.",
-                hint="Convert them to safetensors on a machine that you can lose.",
-            )
+        refuse_pickles(folder, what)
         raise UserError(f"The weights of {what!r} are missing: no *.safetensors in {folder}.")
     return [*weights, *(path for path in files if path.suffix in {".json", ".txt", ".model"})]
+
+
+def refuse_pickles(folder: Path, what: str) -> None:
+    """Raises `UserError` where `folder` holds weights as pickles, which can run code."""
+    pickles = [path for path in sorted(folder.rglob("*")) if path.suffix in _PICKLES]
+    if pickles:
+        raise UserError(
+            f"The weights of {what!r} in {folder} are pickles ({pickles[0].name}), "
+            "which can run code when they are loaded.",
+            hint="Convert them to safetensors on a machine that you can lose.",
+        )
+
+
+def read_state(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """The tensors by name of a safetensors file or of a state dict that torch saved.
+
+    Raises:
+        UserError: the file is broken, or a pickle of more than tensors.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    # Whatever a broken file makes the two loaders raise.
+    except Exception as error:
+        raise UserError(
+            f"The weights of {what!r} cannot be read: {path}: {str(error).splitlines()[0]}",
+            hint="It must be safetensors, or a state dict without anything but tensors.",
+        ) from error
+    if not isinstance(state, dict) or not all(torch.is_tensor(each) for each in state.values()):
+        raise UserError(f"The weights of {what!r} are no state dict: {path}.")
+    return state
+
+
+def fill(
+    network: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    what: str,
+    unused: tuple[str, ...] = (),
+) -> None:
+    """Loads `state` into `network`, one to one but for names that begin with one of `unused`.
+
+    Raises:
+        UserError: a name or a shape differs: these are weights of another network.
+    """
+    used = {name: value for name, value in state.items() if not name.startswith(unused or ("\0",))}
+    try:
+        network.load_state_dict(used)
+    except RuntimeError as error:
+        fault = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise UserError(f"The weights of {what!r} are of another network: {fault[:300]}") from error
+
+
+def total_size(download: Download) -> str:
+    """The known sizes of all files together, in MB or GB."""
+    from chexgenbench.downloads import size_text
+
+    return size_text(sum(file.size or 0 for file in download.files) or None)

@@ -82,6 +82,22 @@ def test_the_commands_of_the_readme_work(demo: tuple[Desk, Done]) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_scores_page_work(demo: tuple[Desk, Done]) -> None:
+    page = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
+    commands = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    assert len(commands) >= 8
+    for line in commands:
+        program, *arguments = shlex.split(line)
+        assert program == "chexgenbench"
+        assert demo[0].run(*arguments).out.strip()
+    (code,) = blocks(page, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert len(done.stdout.split()) == 2
+
+
+@pytest.mark.slow
 def test_what_the_demo_says_to_try_works(demo: tuple[Desk, Done]) -> None:
     desk, done = demo
     for line in done.out.split("Try next:\n")[1].strip().splitlines():

@@ -49,8 +49,28 @@ def test_the_built_in_ones_are_all_there() -> None:
         "phantom-diffusion",
         "stable-diffusion",
     }
-    assert set(registry.encoders) == {"phantom-clip", "inception-v3", "rad-dino"}
-    assert set(registry.metrics) == {"fid", "kid", "prdc", "inception-score", "alignment"}
+    assert set(registry.encoders) == {
+        "phantom-clip",
+        "inception-v3",
+        "rad-dino",
+        "dinov2",
+        "clip",
+        "biomedclip",
+        "biovil-t",
+        "torchxrayvision",
+        "radiomics",
+    }
+    assert set(registry.metrics) == {
+        "fid",
+        "fid-infinity",
+        "kid",
+        "cmmd",
+        "prdc",
+        "inception-score",
+        "vendi",
+        "alignment",
+        "frd",
+    }
     assert set(registry.splits) == {"demo", "csv", "mimic-cxr"}
     for kind in KINDS:
         for item in registry.of_kind(kind).values():

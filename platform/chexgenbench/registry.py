@@ -388,8 +388,8 @@ def describe(spec: Spec) -> dict[str, Any]:
             ]
         elif item.name == "load" and not isinstance(value, str):
             value = f"{value.__module__}:{value.__qualname__}"
-        elif item.name == "scores":
-            value = [dataclasses.asdict(score) for score in value]
+        elif item.name in ("scores", "downloads"):
+            value = [dataclasses.asdict(each) for each in value]
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, Mapping):

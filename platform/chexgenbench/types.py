@@ -239,7 +239,7 @@ class Encoder(ABC):
     def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
         """Stacked `preprocess` results to named outputs, each float32 [n, width].
 
-        The names and widths are those of `EncoderSpec.outputs`; ``features`` is always there.
+        The names and widths are those of `EncoderSpec.outputs`.
         """
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -252,8 +252,9 @@ class EncoderSpec:
     """Describes an encoder.
 
     Attributes:
-        outputs: name to width of what `Encoder.encode` returns: ``features``, and
-            ``probabilities`` where the encoder is a classifier (rows sum to 1).
+        outputs: name to width of what `Encoder.encode` returns: ``features``, which metrics read
+            unless they say otherwise, and ``probabilities`` where the encoder is a classifier
+            (rows sum to 1). Numbers that mean something to one metric alone have another name.
         text: whether `Encoder.encode_text` exists.
         preprocessing: resizing, antialiasing, normalisation, in words; part of the identity.
         protocols: protocol name to parameter values that it sets, for example
@@ -380,7 +381,6 @@ class MetricSpec:
         scores: the numbers it reports.
         output: the encoder output it reads; encoders without it are not asked.
         text: it needs text features, so only encoders with a text side are asked.
-        only: the one encoder that the metric is defined on; None for any that has `output`.
         floor: whether real images can take the place of generated ones, so that the platform
             reports what the metric says of real against real at the same sizes.
         protocols: as for `EncoderSpec`.
@@ -395,7 +395,6 @@ class MetricSpec:
     scores: tuple[ScoreSpec, ...]
     output: str = "features"
     text: bool = False
-    only: str | None = None
     floor: bool = False
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: type[Parameters] = Parameters

@@ -17,6 +17,8 @@ from chexgenbench import (
     UserError,
     hookimpl,
 )
+from chexgenbench.types import Download, RemoteFile
+from chexgenbench_plugins.weights import fill, read_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,12 +27,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
-ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+DOWNLOAD = Download(
+    source=f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}",
+    files=(
+        RemoteFile(
+            name=FILE,
+            size=95_628_359,
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        ),
+    ),
+)
 
 
 class InceptionParameters(Parameters):
     weights: Annotated[str | None, Location()] = Field(
         None, description=f"A state dict (.pth or .safetensors); by default {FILE} in the cache."
+    )
+    squash: int | None = Field(
+        None,
+        ge=1,
+        description="First squash the image to this width and height by antialiased bilinear with "
+        "8-bit results, as the published code did at 299.",
     )
 
 
@@ -46,34 +63,32 @@ class InceptionV3(Encoder):
             path = context.home / Path(parameters.weights).expanduser()
         if not path.is_file():
             raise UserError(
-                f"The weights of 'inception-v3' (91 MB) are missing: {path}.",
-                hint=f"Fetch them: curl --create-dirs -Lo {path} {ADDRESS}",
+                f"The weights of 'inception-v3' (96 MB) are missing: {path}.",
+                hint="Fetch them: chexgenbench encoders fetch inception-v3"
+                if parameters.weights is None
+                else "Name a state dict, or leave `weights` out for the published ones.",
             )
         return [path]
 
     def __init__(self, parameters: InceptionParameters, context: Context) -> None:
         super().__init__(parameters, context)
-        import torch
-
         path = self.weights(parameters, context)[0]
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
         self.network = _network()
-        self.network.load_state_dict(state)
+        fill(self.network, read_state(path, "inception-v3"), "inception-v3")
         self.network.eval().requires_grad_(False).to(context.device)
 
     def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
         import numpy as np
         import torch
+        from PIL import Image
         from torch_fidelity.interpolate_compat_tensorflow import (
             interpolate_bilinear_2d_like_tensorflow1x,
         )
 
-        pixels = torch.from_numpy(np.array(image.convert("RGB"), np.float32)).permute(2, 0, 1)
+        image = image.convert("RGB")
+        if squash := self.parameters.squash:
+            image = image.resize((squash, squash), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)
         resized = interpolate_bilinear_2d_like_tensorflow1x(
             pixels[None], size=(299, 299), align_corners=False
         )
@@ -141,9 +156,11 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         load="chexgenbench_plugins.encoders.inception_v3:InceptionV3",
         parameters=InceptionParameters,
         outputs={"features": 2048, "probabilities": 1008},
+        protocols={"legacy": {"squash": 299}},
         preprocessing="RGB, 299 x 299 squashed, TensorFlow 1 bilinear without antialiasing, "
         "(x - 128) / 128",
+        downloads=(DOWNLOAD,),
         requires=("torch_fidelity",),
         licence="Apache-2.0",
-        references=("https://arxiv.org/abs/1512.00567", ADDRESS),
+        references=("https://arxiv.org/abs/1512.00567", DOWNLOAD.source),
     )

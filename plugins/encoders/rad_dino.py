@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from chexgenbench import (
-    Context,
-    Encoder,
-    EncoderSpec,
-    Location,
-    Parameters,
-    hookimpl,
-)
-from chexgenbench_plugins.weights import safe_weight_files, weight_folder
+from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench.types import Download, RemoteFile
+from chexgenbench_plugins.weights import weight_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +22,36 @@ SIZE = 518
 MEAN, DEVIATION = 0.5307, 0.2583
 """Grey level statistics of the training images, from the weights' preprocessor_config.json."""
 
+DOWNLOAD = Download(
+    source="microsoft/rad-dino",
+    revision="110cbc18d5133582e320b43d53bf5c44e410c936",
+    files=(
+        RemoteFile(
+            name="model.safetensors",
+            size=346_345_912,
+            sha256="dbfb9f54459c38773505de64a6ab7807bdcb392610fe1e697166342e43fb91ae",
+        ),
+        RemoteFile(
+            name="config.json",
+            sha256="89daf9751d9576d586dedf9543c1083211611fa3a36908db7a799b3ce7c68ede",
+        ),
+    ),
+)
+
 
 class RadDinoParameters(Parameters):
     weights: Annotated[str, Location()] = Field(
-        "microsoft/rad-dino", description="A transformers folder, or owner/name on the hub."
+        DOWNLOAD.source, description="A transformers folder, or owner/name on the hub."
     )
-    revision: str | None = Field(None, description="The hub commit; ignored for a folder.")
+    revision: str | None = Field(
+        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
+    )
+    squash: int | None = Field(
+        None,
+        ge=1,
+        description="First squash the RGB image to this width and height by antialiased bilinear, "
+        "as the published code did at 299.",
+    )
 
 
 class RadDino(Encoder):
@@ -42,14 +60,16 @@ class RadDino(Encoder):
     parameters: RadDinoParameters
 
     @classmethod
-    def folder(cls, parameters: RadDinoParameters, context: Context) -> Path:
-        return weight_folder(
-            parameters.weights, revision=parameters.revision, home=context.home, what="rad-dino"
-        )
-
-    @classmethod
     def weights(cls, parameters: RadDinoParameters, context: Context) -> Sequence[Path]:
-        return safe_weight_files(cls.folder(parameters, context), "rad-dino")
+        return list(
+            weight_files(
+                DOWNLOAD,
+                source=parameters.weights,
+                revision=parameters.revision,
+                home=context.home,
+                what="rad-dino",
+            ).values()
+        )
 
     def __init__(self, parameters: RadDinoParameters, context: Context) -> None:
         super().__init__(parameters, context)
@@ -59,7 +79,7 @@ class RadDino(Encoder):
 
         logging.disable_progress_bar()
         self.network = Dinov2Model.from_pretrained(
-            self.folder(parameters, context),
+            self.weights(parameters, context)[0].parent,
             dtype=getattr(torch, context.dtype),
             use_safetensors=True,
             local_files_only=True,
@@ -71,14 +91,18 @@ class RadDino(Encoder):
         import torch
         from PIL import Image
 
-        grey = image.convert("L")
+        squash = self.parameters.squash
+        if squash is None:
+            image = image.convert("L")
+        else:  # in colour: the published code took no mean over the channels
+            image = image.convert("RGB").resize((squash, squash), Image.Resampling.BILINEAR)
         # The longer side is cut to whole pixels, as the published processor does.
-        width, height = (side * SIZE // min(grey.size) for side in grey.size)
-        grey = grey.resize((width, height), Image.Resampling.BICUBIC)
+        width, height = (side * SIZE // min(image.size) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - SIZE) // 2, (height - SIZE) // 2
-        grey = grey.crop((left, top, left + SIZE, top + SIZE))
-        pixels = (np.array(grey, np.float32) / 255 - MEAN) / DEVIATION
-        return torch.from_numpy(pixels).expand(3, SIZE, SIZE)
+        image = image.crop((left, top, left + SIZE, top + SIZE))
+        pixels = np.atleast_3d((np.array(image, np.float32) / 255 - MEAN) / DEVIATION)
+        return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, SIZE, SIZE)
 
     def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
         output = self.network(batch.to(self.context.device, self.network.dtype))
@@ -93,8 +117,10 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         load="chexgenbench_plugins.encoders.rad_dino:RadDino",
         parameters=RadDinoParameters,
         outputs={"features": 768},
-        preprocessing="grey, shorter side 518 by antialiased bicubic, centre crop 518 x 518, "
-        f"(x / 255 - {MEAN}) / {DEVIATION}",
+        protocols={"legacy": {"squash": 299}},
+        preprocessing="grey (RGB where squashed), shorter side 518 by antialiased bicubic, "
+        f"centre crop 518 x 518, (x / 255 - {MEAN}) / {DEVIATION}",
+        downloads=(DOWNLOAD,),
         requires=("transformers",),
         licence="MSRLA (research only), see the weights' page",
         references=(

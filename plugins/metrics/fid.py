@@ -17,9 +17,8 @@ class Frechet(SetMetric):
         estimate = frechet_distance(
             real.features,
             fake.features,
-            pairs=fake.answers(real),
-            groups_real=real.patients,
-            groups_fake=fake.patients,
+            groups_real=real.units,
+            groups_fake=fake.units,
         )
         return {"fid": estimate}
 

@@ -38,9 +38,8 @@ class Neighbours(SetMetric):
             real.features,
             fake.features,
             k=k,
-            pairs=fake.answers(real),
-            groups_real=real.patients,
-            groups_fake=fake.patients,
+            groups_real=real.units,
+            groups_fake=fake.units,
         )
 
 
@@ -80,6 +79,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 summary="share of real balls that hold a generated image",
             ),
         ),
+        floor=True,
         parameters=NeighbourParameters,
         references=("https://arxiv.org/abs/1904.06991", "https://arxiv.org/abs/2002.09797"),
         licence="Apache-2.0",

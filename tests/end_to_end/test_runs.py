@@ -254,6 +254,23 @@ def test_a_users_own_images_are_scored_with_one_command(desk: Desk) -> None:
     assert run == {"n_images": "48", "n_skipped_images": "2"}
 
 
+def test_repeated_prompts_weigh_the_same_unless_the_protocol_is_legacy(desk: Desk) -> None:
+    """Defect 6: the real side had each prompt once, the generated side every row."""
+    table, _ = own_images(desk)
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, *lines[1:6]]) + "\n")
+    options = ("evaluate", "--images-csv", "assets/CSV/prompt_INFO.csv", "--metric", "kid")
+    assert "the first image of each prompt counts" in desk.run(*options).out
+    assert "all count, as in the published code" in desk.run(*options, "--protocol", "legacy").out
+    rows = desk.rows(
+        "select protocol, n_real, n_fake from scores where subset = 'overall' order by protocol"
+    )
+    assert rows == [
+        {"protocol": "legacy", "n_real": "50", "n_fake": "55"},
+        {"protocol": "standard", "n_real": "50", "n_fake": "50"},
+    ]
+
+
 def test_generated_first_and_evaluated_later(desk: Desk) -> None:
     options = ("--model", "noise", "--limit", 30)
     assert "images are not all there" in desk.run("evaluate", *options, code=2).err

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity as reference
 
-from chexgenbench.statistics import cosine_similarity, mean_estimate
+from chexgenbench.statistics import alignment, cosine_similarity, mean_estimate
 
 
 def test_independent_rows_get_the_textbook_interval() -> None:
@@ -101,3 +101,48 @@ def test_cosine_refuses_what_has_no_angle() -> None:
         cosine_similarity([[np.inf, 1.0]], [[1.0, 1.0]])
     with pytest.raises(ValueError, match="a: at least 1"):
         cosine_similarity(a[:0], a[:0])
+
+
+def test_alignment_is_the_mean_of_the_cosines() -> None:
+    images, texts = np.random.default_rng(0).normal(size=(2, 60, 8)) + 0.5
+    patients = np.arange(60) // 3
+    cosines = np.diag(reference(images, texts))
+    found = alignment(images, texts, groups=patients)
+    expected = mean_estimate(cosines, groups=patients)
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    assert found.standard_error == pytest.approx(expected.standard_error, rel=1e-9)
+    assert (found.ci_low, found.ci_high) == pytest.approx((expected.ci_low, expected.ci_high))
+    order = np.random.default_rng(1).permutation(60)
+    mixed = alignment(images[order] * 7, texts[order], groups=patients[order])
+    assert mixed.value == pytest.approx(found.value, rel=1e-12)
+    half = alignment(images.astype(np.float16), texts.astype(np.float16))
+    assert half.value == pytest.approx(found.value, abs=1e-3)
+
+
+def test_alignment_of_shuffled_texts_is_not_theirs() -> None:
+    images = np.random.default_rng(0).normal(size=(200, 16))
+    texts = images + 0.5 * np.random.default_rng(1).normal(size=(200, 16))
+    own, others = alignment(images, texts), alignment(images, np.roll(texts, 1, axis=0))
+    assert own.ci_low is not None
+    assert others.ci_high is not None
+    assert own.ci_low > 0.8
+    assert others.ci_high < 0.2
+
+
+def test_alignment_stays_in_its_range_and_names_bad_input() -> None:
+    wide = alignment([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    assert (wide.ci_low, wide.value, wide.ci_high) == (-1.0, 0.0, 1.0)
+    same = alignment(np.eye(4), np.eye(4) * 3)
+    assert (same.value, same.reason) == (1.0, "no variation between the units")
+    assert alignment([[1.0, 2.0]], [[2.0, 1.0]]).reason == "one independent unit only"
+    rows = np.ones((3, 2))
+    with pytest.raises(ValueError, match="text_features: 1 row"):
+        alignment(rows, [[1, 1], [np.nan, 1], [1, 1]])
+    with pytest.raises(ValueError, match="image_features: row 0 is zero"):
+        alignment(np.zeros((3, 2)), rows)
+    with pytest.raises(ValueError, match="image_features has 3 rows and text_features 2"):
+        alignment(rows, rows[:2])
+    with pytest.raises(ValueError, match="image_features has 2 features a row and text_features 1"):
+        alignment(rows, rows[:, :1])
+    with pytest.raises(ValueError, match="one label for each of 3 rows"):
+        alignment(rows, rows, groups=["a"])

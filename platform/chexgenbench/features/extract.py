@@ -81,7 +81,7 @@ def plan_encoder(
         context,
         identity,
         images=FeatureStore(folder / "images", outputs),
-        texts=FeatureStore(folder / "texts", {"features": outputs["features"]}),
+        texts=FeatureStore(folder / "texts", {"features": outputs.get("features", 0)}),
     )
     plan.images.refresh()
     plan.texts.refresh()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from chexgenbench.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
-    from chexgenbench.statistics.averages import cosine_similarity, mean_estimate
+    from chexgenbench.statistics.averages import alignment, cosine_similarity, mean_estimate
     from chexgenbench.statistics.difference import (
         UnitInfluence,
         holm,
@@ -25,14 +25,21 @@ if TYPE_CHECKING:
     from chexgenbench.statistics.frechet import frechet_distance, frechet_distance_infinite
     from chexgenbench.statistics.inception import inception_score
     from chexgenbench.statistics.kernel import cmmd, kernel_distance
+    from chexgenbench.statistics.likelihood import feature_likelihood_divergence
     from chexgenbench.statistics.manifold import precision_recall_density_coverage
+    from chexgenbench.statistics.novelty import authenticity, ct_score
     from chexgenbench.statistics.radiomic import frechet_radiomics_distance
+    from chexgenbench.statistics.vendi import vendi_score
 
 __all__ = [
     "Estimate",
     "UnitInfluence",
+    "alignment",
+    "authenticity",
     "cmmd",
     "cosine_similarity",
+    "ct_score",
+    "feature_likelihood_divergence",
     "frechet_distance",
     "frechet_distance_infinite",
     "frechet_radiomics_distance",
@@ -44,12 +51,17 @@ __all__ = [
     "mean_estimate",
     "p_value",
     "precision_recall_density_coverage",
+    "vendi_score",
 ]
 
 _MODULES = {
     "UnitInfluence": "difference",
+    "alignment": "averages",
+    "authenticity": "novelty",
     "cmmd": "kernel",
     "cosine_similarity": "averages",
+    "ct_score": "novelty",
+    "feature_likelihood_divergence": "likelihood",
     "frechet_distance": "frechet",
     "frechet_distance_infinite": "frechet",
     "frechet_radiomics_distance": "radiomic",
@@ -61,6 +73,7 @@ _MODULES = {
     "mean_estimate": "averages",
     "p_value": "difference",
     "precision_recall_density_coverage": "manifold",
+    "vendi_score": "vendi",
 }
 
 

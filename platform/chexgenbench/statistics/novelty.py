@@ -25,7 +25,7 @@ from chexgenbench.statistics.sampling import (
 
 __all__ = ["authenticity", "ct_score"]
 
-_EDGE = 1e-12
+EDGE = 1e-12
 """Squared distances that differ by less than this share of the squared norms are equal."""
 
 _STARTS = 10
@@ -78,13 +78,13 @@ def authenticity(
     norms = (t**2).sum(axis=1)
     apart = np.empty(len(t))
     for rows in blocks(len(t), 2 * len(t)):
-        squares = _squares(t[rows], t, norms)
+        squares = squared_distances(t[rows], t, norms)
         squares[patients[rows, None] == patients] = np.inf
         apart[rows] = squares.min(axis=1)
     new = np.empty(len(x), dtype=bool)
     for rows in blocks(len(x), 2 * len(t)):
-        squares = _squares(x[rows], t, norms)
-        slack = _EDGE * ((x[rows] ** 2).sum(axis=1) + norms[squares.argmin(axis=1)])
+        squares = squared_distances(x[rows], t, norms)
+        slack = EDGE * ((x[rows] ** 2).sum(axis=1) + norms[squares.argmin(axis=1)])
         near = squares.min(axis=1)
         nearest = squares <= (near + slack)[:, None]
         new[rows] = np.where(nearest, apart, -np.inf).max(axis=1) < near - slack
@@ -190,6 +190,15 @@ def ct_score(
     return estimate(value, influence, warning=warning)
 
 
+def squared_distances(x: FloatArray, y: FloatArray, norms_y: FloatArray) -> FloatArray:
+    """|x - y|^2 of all pairs [n, m], off by some 1e-15 of |x|^2 + |y|^2; ``norms_y`` is |y|^2."""
+    squares: FloatArray = x @ y.T
+    squares *= -2.0
+    squares += (x**2).sum(axis=1)[:, None]
+    squares += norms_y
+    return squares
+
+
 def order_by_content(rows: FloatArray) -> IntArray:
     """An order of the rows that does not depend on the order in which they came."""
     from hashlib import blake2b
@@ -198,24 +207,16 @@ def order_by_content(rows: FloatArray) -> IntArray:
     return np.array(sorted(range(len(rows)), key=keys.__getitem__), dtype=np.int64)
 
 
-def _squares(x: FloatArray, y: FloatArray, norms_y: FloatArray) -> FloatArray:
-    squares = x @ y.T
-    squares *= -2.0
-    squares += (x**2).sum(axis=1)[:, None]
-    squares += norms_y
-    return squares
-
-
 def _nearest(rows: FloatArray, targets: FloatArray) -> tuple[FloatArray, IntArray]:
     """Squared distance of each row to its nearest target (0 where equal), and its number."""
     norms = (targets**2).sum(axis=1)
     nearest = np.empty(len(rows))
     which = np.empty(len(rows), dtype=np.int64)
     for part in blocks(len(rows), len(targets)):
-        squares = _squares(rows[part], targets, norms)
+        squares = squared_distances(rows[part], targets, norms)
         which[part] = squares.argmin(axis=1)
         found = squares[np.arange(len(squares)), which[part]]
-        slack = _EDGE * ((rows[part] ** 2).sum(axis=1) + norms[which[part]])
+        slack = EDGE * ((rows[part] ** 2).sum(axis=1) + norms[which[part]])
         nearest[part] = np.where(found <= slack, 0.0, found)
     return nearest, which
 

@@ -145,8 +145,10 @@ def _left_out(
     if units < 2:
         return np.zeros(units), at
     rows = coordinates / np.sqrt(count)
-    taken = np.bincount(unit, weights=(rows**2).sum(axis=1))
-    power = np.bincount(unit, weights=-(rows**2) @ np.log(shares)) - taken
+    taken, power = np.zeros((2, units))
+    np.add.at(taken, unit, (rows**2).sum(axis=1))
+    np.add.at(power, unit, -(rows**2) @ np.log(shares))
+    power -= taken
     order = np.argsort(unit, kind="stable")
     starts = np.cumsum(sizes) - sizes
     for size in np.unique(sizes).tolist():

@@ -57,6 +57,7 @@ def export_run(
 ) -> tuple[Path, Path]:
     """Writes a run's scores into both files, in place of what they had of the same run.
 
+    At full precision; under the protocol ``legacy`` to three decimals, as the published code does.
     Rows of other runs, and columns that others added, stay as they are. A score without a value
     leaves its cell empty.
     """
@@ -101,8 +102,13 @@ def _row(record: RunRecord, scores: Sequence[Mapping[str, Any]]) -> Row:
             label = _LABELS.get(metric, metric.replace("_", " ").capitalize())
             name = f"{label} ({encoder})"
         known = score["status"] == "ok" and value is not None and math.isfinite(value)
-        row[name] = repr(float(value)) if known else ""
+        digits = 3 if record.protocol == "legacy" else None
+        row[name] = _text(float(value), digits) if known else ""
     return row
+
+
+def _text(value: float, digits: int | None) -> str:
+    return repr(value if digits is None else round(value, digits))
 
 
 def _merge(path: Path, first: Sequence[str], run_id: str, rows: Sequence[Row]) -> None:

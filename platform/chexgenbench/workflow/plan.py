@@ -69,6 +69,7 @@ class Plan:
 
     Attributes:
         whole: the split's test table; `prompts` are the rows of it that are used.
+        left_out: metrics of the suite that no chosen encoder can serve, with why.
     """
 
     options: Options
@@ -81,6 +82,7 @@ class Plan:
     encoders: Sequence[EncoderPlan]
     metrics: Sequence[MetricPlan]
     device: str
+    left_out: Sequence[str] = ()
 
     @cached_property
     def hashes(self) -> HashCache:
@@ -124,7 +126,8 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     if models:
         chosen |= {name: registry.find("models", name) for name in suite.models}
     chosen |= {name: registry.find("encoders", name) for name in suite.encoders}
-    metric_encoders = _metric_encoders(suite, registry) if metrics else {}
+    left_out: list[str] = []
+    metric_encoders = _metric_encoders(options, suite, registry, left_out) if metrics else {}
     chosen |= {name: registry.find("metrics", name) for name in metric_encoders}
     values = _parameters(options, suite, chosen)
 
@@ -135,10 +138,15 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     whole, training = _read_split(options, suite, split, values[suite.split], context)
 
     hashes = HashCache(options.home.cache / "hashes.sqlite")
-    encoders = [
-        _plan_encoder(registry.encoders[name], values[name], context, options.home, hashes)
-        for name in suite.encoders
-    ]
+    encoders: list[EncoderPlan] = []
+    faults: list[UserError] = []
+    for name in suite.encoders:
+        plugin = registry.encoders[name]
+        try:
+            encoders.append(_plan_encoder(plugin, values[name], context, options.home, hashes))
+        except UserError as error:
+            faults.append(error)
+    _raise_all(faults)
     metric_plans = [
         MetricPlan(
             plugin=registry.metrics[name],
@@ -162,6 +170,7 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         encoders=encoders,
         metrics=metric_plans,
         device=device,
+        left_out=left_out,
     )
 
 
@@ -191,6 +200,13 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
             faults.append(error)
         except ChexGenBenchError as error:
             failed[name] = error
+    _raise_all(faults)
+    _check_disk(options.home, generations)
+    return generations
+
+
+def _raise_all(faults: Sequence[UserError]) -> None:
+    """All faults of a kind at once, so that the user mends them in one go."""
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -198,8 +214,6 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
             "\n".join(error.message for error in faults),
             hint="\n".join(error.hint for error in faults if error.hint) or None,
         )
-    _check_disk(options.home, generations)
-    return generations
 
 
 def _others(plan: Plan) -> dict[str, Plugin[Any]]:
@@ -238,7 +252,9 @@ def hash_weights(
     found = plugin.load()
     paths = plugin.call(
         "cannot name its weights",
-        lambda: [Path(path).resolve() for path in found.weights(parameters, context)],
+        # Links are kept: the hub's cache names its files by links, and a result must not depend on
+        # whether weights lie there or in a folder.
+        lambda: [Path(os.path.abspath(path)) for path in found.weights(parameters, context)],  # noqa: PTH100
     )
     if not paths:
         return {}
@@ -318,11 +334,16 @@ def estimate_bytes(generation: Generation) -> int:
     return (len(generation.requests) - generation.made()) * 3 * size * size
 
 
-def _metric_encoders(suite: Suite, registry: Registry) -> dict[str, list[str]]:
+def _metric_encoders(
+    options: Options, suite: Suite, registry: Registry, left_out: list[str]
+) -> dict[str, list[str]]:
     """Metric to the encoders it is taken on.
 
+    Args:
+        left_out: takes the suite's metrics that the encoders which the user chose cannot serve.
+
     Raises:
-        UserError: an unknown name, or a metric that no chosen encoder can serve.
+        UserError: an unknown name, or a metric that the user named and no chosen encoder can serve.
     """
     result: dict[str, list[str]] = {}
     for entry in suite.metrics:
@@ -335,25 +356,25 @@ def _metric_encoders(suite: Suite, registry: Registry) -> dict[str, list[str]]:
             for encoder in ([wanted] if at else suite.encoders)
             if spec.output in registry.find("encoders", encoder).spec.outputs
             and (registry.encoders[encoder].spec.text or not spec.text)
-            and encoder == (spec.only or encoder)
         ]
         if not fitting and at:
             need = "a text side" if spec.text else f"the output {spec.output!r}"
-            if spec.only:
-                raise UserError(f"The metric {name!r} is defined on {spec.only!r} alone.")
             raise UserError(f"The metric {name!r} needs {need}, which {wanted!r} has not.")
         known = result.setdefault(name, [])
         known.extend(encoder for encoder in fitting if encoder not in known)
-    unserved = [name for name, encoders in result.items() if not encoders]
-    if unserved:
-        spec = registry.metrics[unserved[0]].spec
+    faults: list[UserError] = []
+    for name in [name for name, encoders in result.items() if not encoders]:
+        del result[name]
+        spec = registry.metrics[name].spec
         need = "an encoder with a text side" if spec.text else f"an encoder with {spec.output!r}"
-        if spec.only:
-            need = f"the encoder {spec.only!r}"
-        raise UserError(
-            f"The metric {unserved[0]!r} needs {need}; {', '.join(suite.encoders)} cannot serve.",
-            hint="Choose another encoder with --encoder, or leave the metric out.",
-        )
+        fault = f"The metric {name!r} needs {need}; {', '.join(suite.encoders)} cannot serve."
+        hint = "Choose another encoder with --encoder, or leave the metric out."
+        faults.append(UserError(fault, hint=hint))
+    # The suite's metrics were chosen for the suite's encoders; what the user names must be taken.
+    own = options.changes.get("metrics") is not None or options.changes.get("encoders") is None
+    if faults and (own or not result):
+        _raise_all(faults[:1])
+    left_out.extend(fault.message for fault in faults)
     return result
 
 

@@ -124,6 +124,7 @@ def evaluate_images(
     """Scores a user's own images, joined to the split by prompt; only answered prompts count."""
     plan = make_plan(options, models=False)
     own = read_user_images(csv, folder, plan.prompts)
+    kept, counted = _weigh(plan, own.rows)
     outcome = Outcome()
     for count, text in (
         (own.unmatched, "rows of {csv} have a prompt that the split does not have; left out"),
@@ -132,21 +133,36 @@ def evaluate_images(
             "rows of {csv} have a prompt that stands in several rows of the split; "
             "they answer the first",
         ),
-        (own.repeated, "rows of {csv} repeat a prompt; they count as further images of it"),
+        (own.repeated, "rows of {csv} repeat a prompt; {counted}"),
     ):
         if count:
-            outcome.notes.append(f"{count} " + text.format(csv=csv))
-    used = np.unique(own.rows)
-    outcome.notes.append(f"{len(own.paths)} images answer {len(used)} prompts of {plan.split.name}")
+            outcome.notes.append(f"{count} " + text.format(csv=csv, counted=counted))
+    used, at = np.unique(own.rows[kept], return_inverse=True)
+    outcome.notes.append(f"{len(kept)} images answer {len(used)} prompts of {plan.split.name}")
     plan = _take(plan, used)
-    rows = np.searchsorted(used, own.rows)
+    rows = at.astype(np.int64)
     _tell(plan, progress)
-    generated = _own_side(plan, rows, own.paths, outcome)
+    generated = _own_side(plan, rows, [own.paths[i] for i in kept], outcome)
     real = prepare_real(plan, progress, outcome)
     name = name or f"images:{folder.name}"
     record = _record(plan, name, generated.id, real, {"images": len(rows)}, {}, batch_size=None)
     _attempt(outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress))
     return outcome
+
+
+def _weigh(plan: Plan, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:
+    """The images that count, and how repeated prompts are handled, in words.
+
+    The real side has each prompt once. Where the table repeats some prompts only, their images
+    would weigh more on the other side; the published code lets them.
+    """
+    _, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    every = np.arange(len(rows))
+    if plan.suite.protocol == "legacy":
+        return every, "all count, as in the published code, although the real side has each once"
+    if (counts == counts[0]).all():
+        return every, "they count as further images of it"
+    return np.sort(first), "the first image of each prompt counts, so that all weigh the same"
 
 
 def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
@@ -610,5 +626,7 @@ def _tell(plan: Plan, progress: Progress) -> None:
     if prompts.conflicts:
         text += f" ({len(prompts.conflicts)} of them with other labels)"
     progress.say(text)
+    for reason in plan.left_out:
+        progress.say(f"left out: {reason}")
     for problem in plan.registry.problems:
         progress.say(f"plugin left out: {problem.source}: {problem.reason}")

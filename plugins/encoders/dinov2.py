@@ -1,0 +1,116 @@
+"""DINOv2 ViT-B/14: the general-purpose features that dgm-eval and FLD prefer to Inception's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench.types import Download, RemoteFile
+from chexgenbench_plugins.weights import weight_files
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+    import torch
+    from numpy.typing import NDArray
+
+RESIZED, SIZE = 256, 224
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet; all from the weights' preprocessor_config.json."""
+
+DOWNLOAD = Download(
+    source="facebook/dinov2-base",
+    revision="f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+    files=(
+        RemoteFile(
+            name="model.safetensors",
+            size=346_345_912,
+            sha256="d73036b56966966d07975d696bde331762f37297e2f095de8cea0040c3aa0841",
+        ),
+        RemoteFile(name="config.json", size=548),
+    ),
+)
+
+
+class DinoV2Parameters(Parameters):
+    weights: Annotated[str, Location()] = Field(
+        DOWNLOAD.source, description="A transformers folder, or owner/name on the hub."
+    )
+    revision: str | None = Field(
+        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
+    )
+
+
+class DinoV2(Encoder):
+    """The class token after the last norm (transformers' pooler output), 768 numbers."""
+
+    parameters: DinoV2Parameters
+
+    @classmethod
+    def weights(cls, parameters: DinoV2Parameters, context: Context) -> Sequence[Path]:
+        return list(
+            weight_files(
+                DOWNLOAD,
+                source=parameters.weights,
+                revision=parameters.revision,
+                home=context.home,
+                what="dinov2",
+            ).values()
+        )
+
+    def __init__(self, parameters: DinoV2Parameters, context: Context) -> None:
+        super().__init__(parameters, context)
+        import torch
+        from transformers import Dinov2Model
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.network = Dinov2Model.from_pretrained(
+            self.weights(parameters, context)[0].parent,
+            dtype=getattr(torch, context.dtype),
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        self.network.eval().requires_grad_(False).to(context.device)
+
+    def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        # The longer side is cut to whole pixels and odd margins go right and down, as in
+        # transformers' processor.
+        width, height = (side * RESIZED // min(image.size) for side in image.size)
+        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - SIZE) // 2, (height - SIZE) // 2
+        image = image.crop((left, top, left + SIZE, top + SIZE))
+        pixels = (np.array(image, np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
+        output = self.network(batch.to(self.context.device, self.network.dtype))
+        return {"features": output.pooler_output.float().cpu().numpy()}
+
+
+@hookimpl
+def chexgenbench_encoders() -> Iterator[EncoderSpec]:
+    yield EncoderSpec(
+        name="dinov2",
+        summary="DINOv2 ViT-B/14, trained on natural images (class token)",
+        load="chexgenbench_plugins.encoders.dinov2:DinoV2",
+        parameters=DinoV2Parameters,
+        outputs={"features": 768},
+        preprocessing="RGB, shorter side 256 by antialiased bicubic, centre crop 224 x 224, "
+        "x / 255 less ImageNet mean, over ImageNet deviation",
+        downloads=(DOWNLOAD,),
+        requires=("transformers",),
+        licence="Apache-2.0",
+        references=(
+            "https://arxiv.org/abs/2304.07193",
+            "https://huggingface.co/facebook/dinov2-base",
+        ),
+    )

@@ -1,0 +1,56 @@
+"""Frechet Radiomics Distance: how far the textures of generated images are from real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from chexgenbench import MetricSpec, NotApplicable, Sample, ScoreSpec, SetMetric, hookimpl
+from chexgenbench.statistics.estimate import Estimate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class FrechetRadiomics(SetMetric):
+    def score(self, real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+        from chexgenbench.statistics import frechet_radiomics_distance
+
+        try:
+            found = frechet_radiomics_distance(
+                _values(real),
+                _values(fake),
+                groups_real=real.units,
+                groups_fake=fake.units,
+            )
+        except ValueError as error:  # too few images, none with features, or equal sides
+            raise NotApplicable(str(error)) from error
+        return {"frd": found}
+
+
+def _values(side: Sample) -> NDArray[np.float32]:
+    import numpy as np
+
+    return np.where(side.outputs["undefined"] != 0, np.float32("nan"), side.outputs["radiomics"])
+
+
+@hookimpl
+def chexgenbench_metrics() -> Iterator[MetricSpec]:
+    yield MetricSpec(
+        name="frd",
+        summary="Frechet Radiomics Distance: log of the distance of z-scored radiomics",
+        load=FrechetRadiomics,
+        metric="set",
+        scores=(
+            ScoreSpec(
+                name="frd",
+                higher_is_better=False,
+                summary="natural logarithm of the squared distance, scaled by the real side",
+            ),
+        ),
+        output="radiomics",
+        floor=True,
+        licence="Apache-2.0",
+        references=("https://arxiv.org/abs/2412.01496",),
+    )
