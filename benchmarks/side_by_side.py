@@ -81,14 +81,15 @@ def spread(values: Sequence[float]) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and threads, in words."""
+    """Processor, cores, threads and how busy it is, in words."""
     model = "unknown processor"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"^model name\s*:\s*(.*)$", cpuinfo.read_text(), re.MULTILINE)
         model = found[1] if found else model
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
-    return f"{model}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}"
+    load = f"load {os.getloadavg()[0]:.1f} at the start"
+    return f"{model}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}, {load}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -162,7 +162,7 @@ def main() -> None:
         return
     for comparison in COMPARISONS:
         if chosen.only in (None, comparison.base):
-            text = f"{machine()}; {chosen.repeats} runs a side.\n\n"
+            text = f"{machine()}; {chosen.repeats} runs a side, interleaved.\n\n"
             text += report(comparison, chosen.repeats)
             print(text)
             if chosen.write:

@@ -67,7 +67,7 @@ def test_known_answers_come_in_their_order(demo: Demo, metric: str, order: tuple
 
 def test_overall_and_14_findings(demo: Demo) -> None:
     subsets = {row["subset"] for row in demo[0].rows("select distinct subset from scores")}
-    assert subsets == {"overall", *FINDINGS}
+    assert subsets == {"overall", "macro", *FINDINGS}
 
 
 def test_every_row_carries_its_provenance(demo: Demo) -> None:
