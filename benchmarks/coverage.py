@@ -1,6 +1,6 @@
 """How often the 95 % intervals of chexgenbench.statistics hold what they are for.
 
-    python benchmarks/coverage.py [--repeats 400] [--only fid] [--seed 0]
+    python benchmarks/coverage.py [--repeats 400] [--only fid] [--seed 0] [--jobs 2] [--write]
 
 Each scenario draws both sides again and again. An interval is for the statistic's own expectation
 at these sizes (the mean over all repeats), or for a known population value where one is named.
@@ -9,28 +9,40 @@ of intervals leaves to a true 95 %; the share of all draws that gave a wrong int
 whose interval was withheld; and the mean standard error over the standard deviation that it
 estimates. Where most are withheld, the few that are given come from unusual draws and hold less
 often: what counts there is the share of wrong ones.
+
+Scenarios under ``table/`` are those of docs/uncertainty.md; ``--write`` runs them alone and puts
+the table there. Dear ones take a share of the repeats.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chexgenbench.statistics import (
     Estimate,
+    UnitInfluence,
     cmmd,
     frechet_distance,
     frechet_distance_infinite,
     inception_score,
     kernel_distance,
+    macro_average,
     mean_estimate,
     precision_recall_density_coverage,
 )
+from chexgenbench.statistics.difference import difference
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -57,10 +69,21 @@ class World:
     images: float = 1.0  # mean number of rows a patient (geometric); 1: every row its own
 
     def draw(self, rng: np.random.Generator) -> tuple[FloatArray, FloatArray, dict[str, object]]:
+        x, (y,), design = self.draw_models(rng, [self])
+        return x, y, design
+
+    def draw_models(
+        self, rng: np.random.Generator, models: Sequence[World]
+    ) -> tuple[FloatArray, list[FloatArray], dict[str, object]]:
+        """One real side and a generated side of each model, which differ in shift and scale.
+
+        The design is that of any of them: patients of unpaired models have other names, which
+        ``labels`` gives.
+        """
         m = self.n if self.m is None else self.m
         spectrum = (1.0 + np.arange(self.d)) ** -self.decay
         direction = np.random.default_rng(1).normal(size=self.d)
-        direction *= self.shift / np.linalg.norm(direction)
+        direction /= np.linalg.norm(direction)
         real_patient = patients(rng, self.n, self.images)
         fake_patient = real_patient if self.paired else patients(rng, m, self.images)
         prompts = rng.normal(size=(self.n, self.d))
@@ -72,10 +95,10 @@ class World:
         if self.paired:
             shared = rng.normal(size=(real_patient.max() + 1, self.d))[real_patient]
             x = self._mix(rng, shared, prompts) * spectrum
-            y = self._mix(rng, shared, prompts) * spectrum
+            sides = [self._mix(rng, shared, prompts) * spectrum for _ in models]
         else:
             x = side(real_patient, prompts)
-            y = side(fake_patient, rng.normal(size=(m, self.d)))
+            sides = [side(fake_patient, rng.normal(size=(m, self.d))) for _ in models]
         design: dict[str, object] = {}
         if self.paired:
             design["pairs"] = True
@@ -83,7 +106,21 @@ class World:
             design["groups_real"] = [f"p{i}" for i in real_patient]
             prefix = "p" if self.paired else "q"
             design["groups_fake"] = [f"{prefix}{i}" for i in fake_patient]
-        return x, self.scale * y + direction, design
+        made = [
+            model.scale * y + model.shift * direction
+            for model, y in zip(models, sides, strict=True)
+        ]
+        return x, made, design
+
+    def labels(self, design: dict[str, object], model: int) -> tuple[list[str], list[str]]:
+        """Name of the unit of each row: of the real side, and of the model's images."""
+        m = self.n if self.m is None else self.m
+        real = design.get("groups_real", [f"p{i}" for i in range(self.n)])
+        prefix = "p" if self.paired else "q"
+        fake = design.get("groups_fake", [f"{prefix}{i}" for i in range(m)])
+        assert isinstance(real, list)
+        assert isinstance(fake, list)
+        return real, fake if self.paired else [f"{model}{name}" for name in fake]
 
     def _mix(self, rng: np.random.Generator, patient: FloatArray, prompt: FloatArray) -> FloatArray:
         rest = 1.0 - self.patient - self.prompt
@@ -118,13 +155,14 @@ class Scenario:
     name: str
     draw: Draw
     truth: float | None = None  # None: the statistic's own expectation
+    share: float = 1.0  # of the repeats
 
 
 def _two_sided(world: World, statistic: Callable[..., object]) -> Draw:
     def draw(rng: np.random.Generator) -> Scores:
         x, y, design = world.draw(rng)
         result = statistic(x, y, **design)
-        return result if isinstance(result, dict) else {"": result}
+        return _named(result)
 
     return draw
 
@@ -178,9 +216,191 @@ def _subsets(world: World, size: int, subsets: int) -> Draw:
     return draw
 
 
+def _named(result: object) -> dict[str, Estimate]:
+    if isinstance(result, dict):
+        return result
+    assert isinstance(result, Estimate)
+    return {"": result}
+
+
+def _compared(world: World, other: World, statistic: Callable[..., object]) -> Draw:
+    """A model's scores, and what those of another are more."""
+
+    def draw(rng: np.random.Generator) -> Scores:
+        x, made, design = world.draw_models(rng, [world, other])
+        found, kept = [], []
+        for model, y in enumerate(made):
+            real, fake = world.labels(design, model)
+            found.append(_named(statistic(x, y, **design)))
+            kept.append({k: UnitInfluence.of(one, fake, real) for k, one in found[-1].items()})
+        more = {
+            f"{name} difference".strip(): difference(kept[0][name], kept[1][name])
+            for name in found[0]
+        }
+        return {**found[0], **more}
+
+    return draw
+
+
+def _macro(world: World, other: World, statistic: Callable[..., object]) -> Draw:
+    """A score's mean over five overlapping subsets of the rows, and the difference of two."""
+    chances = np.random.default_rng(3).random(world.n)
+    starts = np.random.default_rng(4).random((5, world.n))
+    subsets = [
+        np.flatnonzero(0.5 * start + 0.5 * chances < share)
+        for start, share in zip(starts, (0.6, 0.5, 0.4, 0.3, 0.25), strict=True)
+    ]
+
+    def draw(rng: np.random.Generator) -> Scores:
+        x, made, design = world.draw_models(rng, [world, other])
+        names = np.array(world.labels(design, 0)[0])
+        means = []
+        for y in made:
+            parts = []
+            for rows in subsets:
+                groups = {"groups_real": names[rows], "groups_fake": names[rows]}
+                one = statistic(x[rows], y[rows], **groups)
+                parts.append(UnitInfluence.of(one, names[rows], names[rows]))
+            means.append(macro_average(parts))
+        return {"": means[0][0], "difference": difference(means[0][1], means[1][1])}
+
+    return draw
+
+
+def _means(n: int, images: float, patient: float, equal: bool) -> Draw:
+    """Values of two models' images (an alignment, say): the mean, and the difference."""
+
+    def draw(rng: np.random.Generator) -> Scores:
+        groups = patients(rng, n, images)
+        shared = np.sqrt(patient) * rng.normal(size=n)[groups] + 0.5 * rng.normal(size=n)
+        first = np.exp(shared + 0.5 * rng.normal(size=n))
+        second = np.exp(shared + 0.5 * rng.normal(size=n)) + (0.0 if equal else 0.3)
+        one, two = mean_estimate(first, groups=groups), mean_estimate(second, groups=groups)
+        return {"": one, "difference": difference(one, two)}
+
+    return draw
+
+
+def _inceptions(n: int, images: float, patient: float, equal: bool) -> Draw:
+    """Inception scores of two models: class logits of which prompt and patient set a part."""
+    popular = np.random.default_rng(2).normal(size=20)
+
+    def draw(rng: np.random.Generator) -> Scores:
+        groups = patients(rng, n, images)
+        own = np.sqrt(patient) * rng.normal(size=(n, 20))[groups]
+        own += np.sqrt(0.8 - patient) * rng.normal(size=(n, 20))
+        found = []
+        for sharp in (2.0, 2.0 if equal else 1.8):
+            logits = popular + sharp * (own + np.sqrt(0.2) * rng.normal(size=(n, 20)))
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            chances = odds / odds.sum(axis=1, keepdims=True)
+            found.append(inception_score(chances, groups=groups))
+        return {"": found[0], "difference": difference(*found)}
+
+    return draw
+
+
 APART = {"shift": 1.0, "scale": 0.8}
+CLOSER = {"shift": 0.6, "scale": 0.95, "decay": 0.8}
 CLUSTERED = {"images": 4.0, "patient": 0.4}
 PAIRED = {"paired": True, "prompt": 0.6}
+
+
+DESIGNS: dict[str, dict[str, Any]] = {
+    "independent": {},
+    "paired": PAIRED,
+    "patients": {"paired": True, "prompt": 0.3, **CLUSTERED},
+}
+SIZES = ((500, 64, 1.0), (2000, 64, 0.4), (500, 768, 1.0), (2000, 768, 0.4))
+
+Statistic = Callable[..., object]
+FAMILIES: dict[str, tuple[Statistic, dict[str, Any], dict[str, Any]]] = {
+    "fid": (frechet_distance, APART, {"shift": 0.8, "scale": 0.85}),
+    "kid": (kernel_distance, APART, {"shift": 0.8, "scale": 0.85}),
+    "cmmd": (cmmd, APART, {"shift": 0.8, "scale": 0.85}),
+    "prdc": (precision_recall_density_coverage, CLOSER, {**CLOSER, "shift": 0.45}),
+}
+
+
+LARGE = {
+    ("fid", 64): {"independent", "paired", "patients"},
+    ("fid", 768): {"independent", "paired", "patients"},
+    ("kid", 64): {"independent", "patients"},
+    ("kid", 768): {"patients"},
+    ("cmmd", 64): {"patients"},
+    ("cmmd", 768): set(),
+    ("prdc", 64): {"independent", "patients"},
+    ("prdc", 768): {"patients"},
+}
+"""Designs taken at N = 2,000, where a draw costs a second."""
+
+
+def protocol() -> Iterator[Scenario]:
+    """The scenarios of docs/uncertainty.md."""
+    for name, (statistic, one, other) in FAMILIES.items():
+        for n, d, share in SIZES:
+            label = f"table/{name} N={n} d={d}"
+            if name == "fid" and n <= d:
+                draw = _two_sided(World(n, d, **one), statistic)
+                yield Scenario(f"{label} independent", draw, share=0.05)
+                continue
+            for design, how in DESIGNS.items():
+                if (n == 2000 and design not in LARGE[name, d]) or (name == "cmmd" and d == 768):
+                    continue
+                a, b = World(n, d, **{**one, **how}), World(n, d, **{**other, **how})
+                if design == "independent":
+                    draw = _two_sided(a, statistic)
+                else:
+                    draw = _compared(a, b, statistic)
+                yield Scenario(f"{label} {design}", draw, share=share)
+    for n, d, share in ((512, 64, 1.0), (2400, 64, 0.4)):
+        for design, how in DESIGNS.items():
+            if n == 512 and design == "patients":
+                continue  # fewer than 8 d of them
+            a = World(n, d, **APART, **how)
+            b = World(n, d, shift=0.8, scale=0.85, **how)
+            if design == "independent":
+                draw = _two_sided(a, frechet_distance_infinite)
+            else:
+                draw = _compared(a, b, frechet_distance_infinite)
+            yield Scenario(f"table/fid_infinity N={n} d={d} {design}", draw, a.frechet(), share)
+    for n in (500, 2000):
+        for design, images, patient in (("paired", 1.0, 0.4), ("patients", 4.0, 0.4)):
+            yield Scenario(f"table/mean N={n} {design}", _means(n, images, patient, False))
+            yield Scenario(
+                f"table/inception_score N={n} {design}", _inceptions(n, images, patient, False)
+            )
+    everyone = DESIGNS["patients"]
+    for name, d in (("fid", 16), ("kid", 64)):
+        statistic, one, other = FAMILIES[name]
+        worlds = [World(2000, d, **model, **everyone) for model in (one, other)]
+        yield Scenario(
+            f"table/macro {name} N=2000 d={d} patients", _macro(*worlds, statistic), share=0.4
+        )
+
+    # Two samples of one model: the difference is 0, the model is not the real side.
+    for name, (statistic, one, _) in FAMILIES.items():
+        for n, share in ((500, 1.0), (2000, 0.4)):
+            world = World(n, 64, **{**one, **everyone})
+            draw = _compared(world, world, statistic)
+            yield Scenario(f"table/one model, {name} N={n} d=64 patients", draw, share=share)
+    yield Scenario("table/one model, mean N=500 patients", _means(500, 4.0, 0.4, True))
+    yield Scenario(
+        "table/one model, inception_score N=500 patients", _inceptions(500, 4.0, 0.4, True)
+    )
+
+    # The null: generated like real.
+    for name, (statistic, one, _) in FAMILIES.items():
+        for n, d, share in ((500, 64, 1.0), (2000, 64, 0.4)):
+            kept = {key: value for key, value in one.items() if key == "decay"}
+            for design, how in DESIGNS.items():
+                if n == 2000 and design == "paired":
+                    continue
+                world = World(n, d, **{**kept, **how})
+                draw = _compared(world, world, statistic)
+                if design == "independent":
+                    draw = _two_sided(world, statistic)
+                yield Scenario(f"table/null, {name} N={n} d={d} {design}", draw, share=share)
 
 
 def scenarios() -> Iterator[Scenario]:
@@ -290,6 +510,7 @@ def scenarios() -> Iterator[Scenario]:
         "d=16 n=15 apart": World(15, 16, shift=1.5),
     }.items():
         yield Scenario(f"prdc/{name}", _two_sided(world, precision_recall_density_coverage))
+    yield from protocol()
 
 
 @dataclass(frozen=True)
@@ -319,7 +540,8 @@ def simulate(scenario: Scenario, repeats: int, seed: int = 0) -> list[Coverage]:
     rows = []
     for name, estimates in found.items():
         values = np.array([one.value for one in estimates])
-        truth = float(values.mean()) if scenario.truth is None else scenario.truth
+        own = scenario.truth is None or name.endswith("difference")
+        truth = float(values.mean()) if own else float(scenario.truth)
         given = [one for one in estimates if one.ci_low is not None]
         errors = np.array([one.standard_error for one in given], dtype=float)
         deviation = float(values.std(ddof=1))
@@ -347,31 +569,124 @@ def binomial_range(trials: int, rate: float = 0.95, level: float = 0.95) -> tupl
     return float(low), float(high)
 
 
+def run(name: str, repeats: int, seed: int) -> tuple[list[Coverage], float]:
+    """The scenario of that name, and the seconds a draw took."""
+    (scenario,) = (one for one in scenarios() if one.name == name)
+    start = time.perf_counter()
+    count = max(2, round(repeats * scenario.share))
+    return simulate(scenario, count, seed), (time.perf_counter() - start) / count
+
+
+def line(row: Coverage, seconds: float) -> str:
+    low, high = binomial_range(row.intervals) if row.intervals else (np.nan, np.nan)
+    wrong, given = row.intervals - row.held, row.intervals / row.repeats
+    return (
+        f"{row.name:<58}{row.repeats:>6}{100 * row.rate:>8.1f}{100 * low:>6.1f}-{100 * high:<5.1f}"
+        f"{100 * wrong / row.repeats:>8.1f}{100 * (1 - given):>7.1f}"
+        f"{row.error_ratio:>7.2f}{row.truth:>11.4g}{row.mean:>11.4g}"
+        f"{row.deviation:>10.3g}{1000 * seconds:>7.1f}"
+    )
+
+
+def table(rows: Sequence[Coverage], repeats: int, seed: int) -> str:
+    """The Markdown between the markers of docs/uncertainty.md."""
+    command = f"python benchmarks/coverage.py --write --repeats {repeats} --seed {seed}"
+    parts = [
+        f"Measured by `{command}`. Coverage: the share of intervals that held their target, and in "
+        "brackets where 95 % of such shares would lie if the true coverage were 95 % (the Monte "
+        "Carlo error at this number of trials). se / sd: the root mean square standard error over "
+        "the standard deviation between trials. Withheld: trials without an interval. A row "
+        "`difference` is the second model less the first."
+    ]
+    sections = {
+        "Away from the null": lambda name: "," not in name,
+        "Two samples of one model, different from the real side": lambda name: "one model" in name,
+        "The null: generated like real": lambda name: "null" in name,
+    }
+    for title, belongs in sections.items():
+        parts.append(f"### {title}")
+        lines = [
+            "| interval | trials | coverage % | | se / sd | withheld % |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            name = row.name.removeprefix("table/")
+            if not belongs(name):
+                continue
+            name = name.removeprefix("one model, ").removeprefix("null, ")
+            withheld = f"{100 * (1 - row.intervals / row.repeats):.0f}"
+            if row.intervals < 0.2 * row.repeats:
+                # The few that are given come from unusual draws.
+                measured = "| | | |"
+            else:
+                low, high = binomial_range(row.intervals)
+                span = f"({100 * low:.0f} to {100 * high:.0f})"
+                measured = f"| {100 * row.rate:.1f} | {span} | {row.error_ratio:.2f} |"
+            lines.append(f"| {name} | {row.repeats} {measured} {withheld} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def write(text: str) -> None:
+    """Puts ``text`` between the markers of docs/uncertainty.md."""
+    page = Path(__file__).parents[1] / "docs" / "uncertainty.md"
+    before, start, rest = page.read_text(encoding="utf-8").partition("<!-- coverage -->\n")
+    _, end, after = rest.partition("<!-- /coverage -->")
+    if not start or not end:
+        raise SystemExit(f"{page}: the markers of the coverage table are missing")
+    page.write_text(f"{before}{start}\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=400)
-    parser.add_argument("--only", default="", help="scenarios whose name holds this text")
+    parser.add_argument("--only", default="", help="scenarios whose name matches this pattern")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--write", action="store_true", help="the table of docs/uncertainty.md")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        help="keep what is finished in this file and take from it what is there (delete it when "
+        "the statistics have changed)",
+    )
     options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write runs the whole table: leave --only out")
+    only = re.compile("table/" if options.write else options.only)
+    names = [scenario.name for scenario in scenarios() if only.search(scenario.name)]
     print(f"{options.repeats} repeats, seed {options.seed}")
-    header = ("cover %", "range %", "wrong %", "none %", "se/sd", "truth", "mean", "sd", "ms")
-    print("{:<42}{:>8}{:>12}{:>8}{:>7}{:>7}{:>11}{:>11}{:>10}{:>7}".format("scenario", *header))
-    for scenario in scenarios():
-        if options.only not in scenario.name:
-            continue
-        start = time.perf_counter()
-        rows = simulate(scenario, options.repeats, options.seed)
-        each = (time.perf_counter() - start) / options.repeats * 1000
-        for row in rows:
-            low, high = binomial_range(row.intervals) if row.intervals else (np.nan, np.nan)
-            wrong, given = row.intervals - row.held, row.intervals / row.repeats
-            print(
-                f"{row.name:<42}{100 * row.rate:>8.1f}{100 * low:>6.1f}-{100 * high:<5.1f}"
-                f"{100 * wrong / row.repeats:>8.1f}{100 * (1 - given):>7.1f}"
-                f"{row.error_ratio:>7.2f}{row.truth:>11.4g}{row.mean:>11.4g}"
-                f"{row.deviation:>10.3g}{each:>7.1f}",
-                flush=True,
-            )
+    header = (
+        *("trials", "cover %", "range %", "wrong %", "none %"),
+        *("se/sd", "truth", "mean", "sd", "ms"),
+    )
+    widths = "{:<58}{:>6}{:>8}{:>12}{:>8}{:>7}{:>7}{:>11}{:>11}{:>10}{:>7}"
+    print(widths.format("scenario", *header))
+    found: list[Coverage] = []
+    done: dict[str, tuple[list[Coverage], float]] = {}
+    if options.resume and options.resume.exists():
+        for entry in map(json.loads, options.resume.read_text(encoding="utf-8").splitlines()):
+            if (entry["repeats"], entry["seed"]) == (options.repeats, options.seed):
+                rows = [Coverage(**row) for row in entry["rows"]]
+                done[entry["name"]] = rows, entry["seconds"]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            name: pool.submit(run, name, options.repeats, options.seed)
+            for name in names
+            if name not in done
+        }
+        for name in names:
+            rows, seconds = done[name] if name in done else jobs[name].result()
+            if options.resume and name not in done:
+                entry = {"name": name, "repeats": options.repeats, "seed": options.seed}
+                entry |= {"rows": [asdict(row) for row in rows], "seconds": seconds}
+                with options.resume.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            found += rows
+            for row in rows:
+                print(line(row, seconds), flush=True)
+    if options.write:
+        write(table(found, options.repeats, options.seed))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch_fidelity.metric_fid import (
 )
 from torchmetrics.image.fid import _compute_fid
 
-from chexgenbench.statistics import frechet_distance, frechet_distance_infinite
+from chexgenbench.statistics import frechet, frechet_distance, frechet_distance_infinite
 
 Array = NDArray[np.float64]
 
@@ -226,3 +226,36 @@ def test_infinite_needs_units_to_split() -> None:
         frechet_distance_infinite(x, y, groups_real=["one"] * 20)
     with pytest.raises(ValueError, match="at least 4"):
         frechet_distance_infinite(x[:3], y)
+
+
+def test_the_fast_solver_and_the_decomposition_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = features(1, 400, 60, 0.3), 0.8 * features(2, 300, 60)
+    fast = frechet_distance(x, y)
+    monkeypatch.setattr(frechet, "_sure", lambda _squares: False)
+    slow = frechet_distance(x, y)
+    assert fast.value == pytest.approx(slow.value, rel=1e-11)
+    assert fast.standard_error == pytest.approx(slow.standard_error, rel=1e-9)
+
+
+def test_float32_is_enough_for_the_error_of_wide_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shift, scale in ((0.0, 1.0), (0.3, 0.7)):
+        x = 1e3 * features(1, 300, 48, decay=2.0)
+        y = 1e3 * scale * features(2, 300, 48, shift, decay=2.0)
+        whole = frechet_distance(x, y, pairs=True)
+        monkeypatch.setattr(frechet, "_WIDE", 1)
+        narrow = frechet_distance(x, y, pairs=True)
+        monkeypatch.undo()
+        assert narrow.value == whole.value
+        assert narrow.standard_error == pytest.approx(whole.standard_error, rel=1e-4)
+
+
+def test_sides_without_a_common_direction_have_an_error() -> None:
+    x, y = features(1, 50, 6), features(2, 50, 6)
+    x[:, 3:], y[:, :3] = 0.0, 0.0
+    found = frechet_distance(x, y)
+    sides = (x - x.mean(axis=0), y - y.mean(axis=0))
+    gap = x.mean(axis=0) - y.mean(axis=0)
+    expected = gap @ gap + sum((side**2).sum() for side in sides) / 49
+    # Where a covariance is singular, singular values of 0 come out as roots of rounding: sqrt(eps).
+    assert found.value == pytest.approx(expected, rel=1.5e-8)
+    assert found.standard_error is not None

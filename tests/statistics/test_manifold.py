@@ -125,6 +125,64 @@ def test_contributions_are_those_of_leaving_a_row_out() -> None:
             )
 
 
+@pytest.mark.parametrize("shift", [0.2, 0.4])
+def test_contributions_of_a_patient_are_those_of_leaving_all_of_its_rows_out(shift: float) -> None:
+    # A patient's images are alike: each hides what leaving the other out would do.
+    n, k = 60, 3
+    patients = np.arange(n) // 4
+    random = np.random.default_rng(1)
+    centres = 2 * random.normal(size=(15, 3))[patients]
+    x = centres + 0.3 * random.normal(size=(n, 3))
+    y = centres + 0.3 * random.normal(size=(n, 3)) + shift
+    scores = prdc(x, y, k=k, pairs=True, groups_real=patients, groups_fake=patients)
+    without = [prdc(x[patients != u], y[patients != u], k=k) for u in range(15)]
+    rows = prdc(x, y, k=k)
+    worse = []
+    for name in NAMES:
+        influence = scores[name].influence
+        assert influence is not None
+        left = np.array([one[name].value for one in without])
+        jackknife = (n - 4) / n * (left.mean() - left)
+        found = np.bincount(influence.units.real, influence.real)
+        found += np.bincount(influence.units.fake, influence.fake)
+        assert found == pytest.approx(jackknife, abs=1e-12), name
+        # Rows left out one by one, and their contributions added, are another number.
+        single = rows[name].influence
+        assert single is not None
+        added = np.bincount(patients, single.real) + np.bincount(patients, single.fake)
+        worse.append(np.abs(added - jackknife).max())
+    assert min(worse) > 0.002
+
+
+def test_second_order_terms_are_what_two_rows_do_together() -> None:
+    # T less both without one, plus that without both: for all pairs of a real and a fake row,
+    # through the random signs that the influence keeps.
+    n, m, k = 21, 20, 2
+    x, y = features(1, n, 2), features(2, m, 2, 0.6)
+    scores = prdc(x, y, k=k)
+    # Sums of each score with a real and a fake row left out; the last of each is none of them.
+    sums = {name: np.empty((n + 1, m + 1)) for name in ("precision", "recall", "density")}
+    for i in range(n + 1):
+        for j in range(m + 1):
+            left = prdc(np.delete(x, slice(i, i + 1), 0), np.delete(y, slice(j, j + 1), 0), k=k)
+            sums["precision"][i, j] = left["precision"].value * (m - (j < m))
+            sums["recall"][i, j] = left["recall"].value * (n - (i < n))
+            sums["density"][i, j] = left["density"].value * (m - (j < m))
+    for name, rows in (("precision", m), ("recall", n), ("density", m)):
+        total = sums[name]
+        both = (total[-1, -1] - total[:-1, -1:] - total[-1:, :-1] + total[:-1, :-1]) / rows
+        influence = scores[name].influence
+        assert influence is not None
+        signs = influence.units.probes(16)
+        signs_real, signs_fake = signs[influence.units.real], signs[influence.units.fake]
+        for found, terms in (
+            (influence.probes_real, both @ (signs_fake - signs_fake.mean(axis=0))),
+            (influence.probes_fake, both.T @ (signs_real - signs_real.mean(axis=0))),
+        ):
+            assert np.abs(terms).max() > 0.01
+            assert found == pytest.approx(terms - terms.mean(axis=0), abs=1e-12), name
+
+
 def test_intervals_are_withheld_where_they_would_be_wrong() -> None:
     x = features(1, 300, 16)
     far = prdc(x, features(2, 300, 16, 5.0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from chexgenbench.statistics.sampling import Influence, estimate, linear, units_of
+from chexgenbench.statistics.sampling import Influence, estimate, linear, signs, units_of
 
 
 def test_without_a_design_every_row_is_a_unit() -> None:
@@ -40,6 +42,32 @@ def test_probes_do_not_depend_on_the_number_of_units() -> None:
     few, many = units_of(5, 5).probes(8), units_of(50, 50).probes(8)
     assert np.array_equal(few, many[:10])
     assert set(np.unique(many)) == {-1.0, 0.0, 1.0}
+
+
+def test_signs_come_from_labels_where_there_are_any() -> None:
+    labels = ["a", "b", "a", "c"]
+    units = units_of(4, 2, groups_real=labels, groups_fake=["c", "d"])
+    swapped = units_of(4, 2, groups_real=labels[::-1], groups_fake=["d", "c"])
+    # a, b, c, d by their first row; then c, a, b, d.
+    assert np.array_equal(units.named()[[2, 0, 1, 3]], swapped.named())
+    assert np.unique(units.named()).size == 4
+    alone = units_of(0, 1, groups_fake=["c"])
+    assert alone.named()[0] == units.named()[2]
+    assert np.array_equal(alone.probes(8)[0], units.probes(16)[2, :8])
+    # Rows that a pair joins to a patient have the patient's key; others have their number.
+    mixed = units_of(2, 2, pairs=[1, -1], groups_real=["a", "b"])
+    assert mixed.named().tolist() == [*units.named()[:2].tolist(), 2]
+
+
+def test_signs_are_half_zeros_and_uncorrelated() -> None:
+    entries = signs(np.arange(4000, dtype=np.uint64), 32)
+    # Shares over 128,000 entries; means over 4,000 pairs: four to five standard errors.
+    for value, share in ((0.0, 0.5), (-1.0, 0.25), (1.0, 0.25)):
+        assert np.mean(entries == value) == pytest.approx(share, abs=0.006)
+    of_columns = entries.T @ entries / 4000
+    assert np.abs(of_columns - np.diag(np.diag(of_columns))).max() < 5 * 0.5 / np.sqrt(4000)
+    neighbours = (entries[1:] * entries[:-1]).mean()
+    assert abs(neighbours) < 5 * 0.5 / np.sqrt(entries.size)
 
 
 def test_degrees_of_freedom_count_effective_units_of_the_smaller_side() -> None:
@@ -94,6 +122,18 @@ def test_variance_is_what_is_left_without_the_second_order_but_never_less_than_i
         expected = first - second if size == 100.0 else second
         assert influence.variance() == pytest.approx(expected)
         assert influence.variance() != pytest.approx(first)
+
+
+def test_variance_beside_the_units_and_a_larger_second_order_part_are_added() -> None:
+    units = units_of(0, 50)
+    random = np.random.default_rng(0)
+    terms, row = random.normal(size=(50, 16)), 100 * random.normal(size=50)
+    plain = Influence(units, np.zeros(0), row, np.zeros((0, 16)), terms)
+    second = plain.second_order()
+    more = replace(plain, curvature=1.25, extra=7.0)
+    assert more.variance() == pytest.approx(plain.variance() + 0.25 * second + 7.0)
+    small = replace(plain, fake=1e-3 * row, least=0.25)
+    assert small.variance() == pytest.approx(0.25 * float((small.by_unit() ** 2).sum()))
 
 
 @pytest.mark.parametrize("value", [1e-12, 0.3, 0.999999])

@@ -70,8 +70,9 @@ def kernel_distance(
         Standard error from the U-statistic's first- and second-order terms, not from the spread
         of overlapping subsets; with subsets the variance of drawing them is added. Where the two
         distributions are equal it is a fifth to two fifths too large, so that the interval holds
-        nearly always (``benchmarks/coverage.py``). The random vectors behind the second-order
-        part are drawn by row number: another order of rows moves the error by a percent or two.
+        nearly always (``benchmarks/coverage.py``). The random signs behind the second-order
+        part are chosen by a row's label, and where there is none by its number: then another order
+        of rows moves the error by a percent or two.
 
     Raises:
         ValueError: NaN or infinity, fewer than 2 rows, different d, a subset size below 2 or

@@ -1,9 +1,10 @@
 """Precision, recall, density and coverage: k-nearest-neighbour balls around the rows.
 
 Distances are made in blocks of rows and never kept: memory is one block and a few numbers a row.
-Beside the values, one pass collects what deleting each single row would change, exactly: a fake
-row covered by one ball only, and the shells between a ball's radius and the radius it would grow
-to (its k + 1st neighbour) if one of its k neighbours were deleted.
+Beside the values, one pass collects what deleting each independent unit (a row, a prompt's two
+images, all of a patient) would change, exactly: a row of others that its balls alone cover, and the
+shells between a ball's radius and the radius it would grow to if the neighbours of that unit were
+deleted. Adding up what each row of a patient does alone made the error up to twice too large.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _EDGE = 1e-12
 
 _FEWEST_BALLS = 10
 """Below that many balls that hold anything, chance decides how many rows the largest holds."""
+
+_MOST_OF_A_UNIT = 32
+"""Rows of a unit that deleting it is followed through for; few patients have more studies."""
 
 _LEFT = 0.25
 """Triples and larger sets of rows make the pairs look too important at times; what was left over
@@ -74,13 +78,14 @@ def precision_recall_density_coverage(
     Returns:
         ``precision``, ``recall``, ``density`` and ``coverage``. Each interval is for the
         statistic's own expectation at this n, m and k; the values depend on all three and must
-        not be compared across sizes. Standard error from deleting each row, the interactions of
-        two rows taken off once (see ``chexgenbench.statistics.sampling``): the binomial error
-        alone would forget that the balls move too. Symmetric on the logit, or the logarithm for
-        density, as these scores have long tails near 0 and 1. Withheld where a share is 0 or 1
-        (no variation is seen), where fewer than 10 independent balls hold any row (then a few
-        outliers of the other side decide the score), and for n or m = k + 1. The error is 0 to
-        20 % too large, and up to 40 % in two to four dimensions (``benchmarks/coverage.py``).
+        not be compared across sizes. Standard error from deleting each independent unit, the
+        interactions of two units taken off once (see ``chexgenbench.statistics.sampling``): the
+        binomial error alone would forget that the balls move too. Symmetric on the logit, or the
+        logarithm for density, as these scores have long tails near 0 and 1. Withheld where a share
+        is 0 or 1 (no variation is seen), where fewer than 10 independent balls hold any row (then
+        a few outliers of the other side decide the score), and for n or m = k + 1. The error is 0
+        to 20 % too large, a third at worst, and up to 40 % in two to four dimensions
+        (docs/uncertainty.md).
 
     Raises:
         ValueError: NaN or infinity, different d, k below 1 or not below n and m, or pairs and
@@ -108,16 +113,15 @@ def precision_recall_density_coverage(
     # The median: one outlier must not move all rows away from the origin.
     centre = np.median(x, axis=0)
     x, y = x - centre, y - centre
-    around_real, around_fake = _balls(x, k), _balls(y, k)
-    probes = units.probes(MOST_PROBES)
-    signs = probes[units.real], probes[units.fake]
-    by_real, by_fake = _cover(x, y, around_real, around_fake, signs)
+    sides = _Side(units.real, units), _Side(units.fake, units)
+    around_real, around_fake = _balls(x, k, sides[0]), _balls(y, k, sides[1])
+    by_real, by_fake = _cover(x, y, around_real, around_fake, *sides)
     n, m = len(x), len(y)
 
-    precision = _share_covered(by_real, around_real, *signs)
-    recall = _share_covered(by_fake, around_fake, *signs[::-1])
-    density = _density(by_real, around_real, *signs, k)
-    coverage = _share_covering(by_real, around_real, *signs)
+    precision = _share_covered(by_real, *sides)
+    recall = _share_covered(by_fake, *sides[::-1])
+    density = _density(by_real, *sides, k)
+    coverage = _share_covering(by_real, *sides)
     real_balls = np.unique(units.real[by_real.held > 0]).size
     fake_balls = np.unique(units.fake[by_fake.held > 0]).size
     scores = {
@@ -132,13 +136,40 @@ def precision_recall_density_coverage(
     return scores
 
 
+class _Side:
+    """The independent unit of each row of a side, and what is added over the rows of a ball."""
+
+    def __init__(self, codes: IntArray, units: Units) -> None:
+        self.codes = codes
+        self.rows = _count(codes, units.count)  # of each unit
+        self.signs = units.probes(MOST_PROBES)
+        numbers = codes.astype(np.float64)
+        # Sums of these over a ball tell whether its rows are all of one unit, and which.
+        self.summed = np.column_stack([np.ones(codes.size), numbers, numbers**2, self.signs[codes]])
+
+    def total(self, of_rows: FloatArray) -> FloatArray:
+        """Sums [units, columns] of the rows of each unit."""
+        totals = np.zeros((self.rows.size, of_rows.shape[1]))
+        np.add.at(totals, self.codes, of_rows)
+        return totals
+
+    def spread(self, of_units: FloatArray) -> FloatArray:
+        """What units contribute, in equal parts over their rows on this side."""
+        shares: FloatArray = (of_units.T / np.maximum(self.rows, 1.0)).T[self.codes]
+        return shares
+
+
 @dataclass(frozen=True, slots=True)
 class _Balls:
-    """Squared radii [n], and what they grow to if one of the rows that span them is deleted."""
+    """Squared radii [n], and what they grow to if all rows of a unit are deleted.
+
+    Each of the ``k`` slots of ``grown`` is for the unit in ``without`` (-1: an own row of the
+    ball's unit, or a unit that has a slot already).
+    """
 
     radius: FloatArray
-    larger: FloatArray
-    spanning: IntArray  # the k nearest rows [n, k], nearest first
+    grown: FloatArray  # [n, k]
+    without: IntArray  # [n, k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,32 +177,45 @@ class _Cover:
     """How the balls of one side (owners) hold the rows of the other (points)."""
 
     holders: IntArray  # balls that hold each point
-    one_holder: IntArray  # sum of their numbers: the only one, where there is one
+    holding_unit: IntArray  # the unit of all of them, -1 for none or several
     held: IntArray  # points that each ball holds
-    one_held: IntArray  # sum of their numbers
+    held_unit: IntArray
     signs_held: FloatArray  # sum of their random signs [owners, probes]
     signs_of_holders: FloatArray  # sum of the holders' [points, probes]
-    shell_owner: IntArray  # (owner, point) pairs between radius and larger radius
-    shell_point: IntArray
+    own_held: IntArray  # points of the ball's own unit in it
+    own_holders: IntArray
+    # Deleting the unit brings the point into the owner's ball; neither belongs to the unit.
+    grown_unit: IntArray
+    grown_owner: IntArray
+    grown_point: IntArray
 
 
-def _balls(rows: FloatArray, k: int) -> _Balls:
+def _balls(rows: FloatArray, k: int, side: _Side) -> _Balls:
     count = len(rows)
-    width = min(k + 1, count - 1)
-    radii = np.empty((count, width))
+    # Enough neighbours for k of them to be left without a unit.
+    width = min(k + min(int(side.rows.max()), _MOST_OF_A_UNIT), count - 1)
+    distances = np.empty((count, width))
     neighbours = np.empty((count, width), dtype=np.int64)
     norms = (rows**2).sum(axis=1)
     for block in blocks(count, 2 * count):  # argpartition makes a second array of that size
         squares = _squares(rows[block], rows, norms[block], norms)
         squares[np.arange(block.stop - block.start), np.arange(block.start, block.stop)] = np.inf
         nearest = np.argpartition(squares, width - 1, axis=1)[:, :width]
-        distances = np.take_along_axis(squares, nearest, axis=1)
-        order = np.argsort(distances, axis=1)
-        radii[block] = np.take_along_axis(distances, order, axis=1)
+        found = np.take_along_axis(squares, nearest, axis=1)
+        order = np.argsort(found, axis=1)
+        distances[block] = np.take_along_axis(found, order, axis=1)
         neighbours[block] = np.take_along_axis(nearest, order, axis=1)
     # Rounding of a square is some 1e-15 of the norms of its two rows.
-    radii -= _EDGE * (norms[:, None] + norms[neighbours])
-    return _Balls(radii[:, k - 1], radii[:, width - 1], neighbours[:, :k])
+    distances -= _EDGE * (norms[:, None] + norms[neighbours])
+    unit = side.codes[neighbours]
+    grown, without = np.empty((count, k)), unit[:, :k].copy()
+    for slot in range(k):
+        left = np.cumsum(unit != unit[:, slot, None], axis=1)
+        kth = np.where(left[:, -1] >= k, (left >= k).argmax(axis=1), width - 1)
+        grown[:, slot] = distances[np.arange(count), kth]
+        seen = (unit[:, :slot] == unit[:, slot, None]).any(axis=1)
+        without[seen | (unit[:, slot] == side.codes), slot] = -1
+    return _Balls(distances[:, k - 1], grown, without)
 
 
 def _squares(x: FloatArray, y: FloatArray, norms_x: FloatArray, norms_y: FloatArray) -> FloatArray:
@@ -183,60 +227,77 @@ def _squares(x: FloatArray, y: FloatArray, norms_x: FloatArray, norms_y: FloatAr
 
 
 def _cover(
-    x: FloatArray,
-    y: FloatArray,
-    around_x: _Balls,
-    around_y: _Balls,
-    signs: tuple[FloatArray, FloatArray],
+    x: FloatArray, y: FloatArray, around_x: _Balls, around_y: _Balls, of_x: _Side, of_y: _Side
 ) -> tuple[_Cover, _Cover]:
     """How balls around x hold rows of y, and the other way round, in one pass."""
     n, m = len(x), len(y)
     norms_x, norms_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-    by_x, by_y = _Counts(*signs), _Counts(np.zeros((m, 0)), np.zeros((n, 0)))
+    by_x, by_y = _Counts(around_x, of_x, of_y), _Counts(around_y, of_y, of_x)
     for block in blocks(n, 3 * m):
         squares = _squares(x[block], y, norms_x[block], norms_y)
-        by_x.add(squares, around_x, owners=block, points=slice(0, m))
-        by_y.add(squares.T, around_y, owners=slice(0, m), points=block)
+        by_x.add(squares, owners=block, points=slice(0, m))
+        by_y.add(squares.T, owners=slice(0, m), points=block)
     return by_x.cover(), by_y.cover()
 
 
 class _Counts:
     """Makes a :class:`_Cover` out of blocks of squared distances [owners, points]."""
 
-    def __init__(self, of_owners: FloatArray, of_points: FloatArray) -> None:
-        # Row numbers, ones and signs: their sums over a ball, in float64 exact below 2^53.
-        self.of_owners, self.of_points = (
-            np.column_stack([np.arange(len(signs)), np.ones(len(signs)), signs])
-            for signs in (of_owners, of_points)
+    def __init__(self, balls: _Balls, of_owners: _Side, of_points: _Side) -> None:
+        self.balls, self.of_owners, self.of_points = balls, of_owners, of_points
+        columns = of_owners.summed.shape[1]
+        self.in_balls = np.zeros((of_owners.codes.size, columns))
+        self.in_holders = np.zeros((of_points.codes.size, columns))
+        self.own_held, self.own_holders = (
+            np.zeros(side.codes.size, dtype=np.int64) for side in (of_owners, of_points)
         )
-        self.in_balls, self.in_holders = (
-            np.zeros((len(self.of_owners), self.of_points.shape[1])),
-            np.zeros((len(self.of_points), self.of_owners.shape[1])),
-        )
-        self.shells: list[tuple[IntArray, IntArray]] = []
+        self.largest = np.where(balls.without >= 0, balls.grown, 0.0).max(axis=1)
+        self.shared = np.flatnonzero((of_owners.rows > 0) & (of_points.rows > 0))
+        self.grown: list[tuple[IntArray, IntArray, IntArray]] = []
 
-    def add(self, squares: FloatArray, balls: _Balls, *, owners: slice, points: slice) -> None:
-        inside = squares < balls.radius[owners, None]
-        shell = squares < balls.larger[owners, None]
-        shell &= ~inside
-        owner, point = np.nonzero(shell)
-        self.shells.append((owner + owners.start, point + points.start))
+    def add(self, squares: FloatArray, *, owners: slice, points: slice) -> None:
+        owner_units, point_units = self.of_owners.codes[owners], self.of_points.codes[points]
+        inside = squares < self.balls.radius[owners, None]
+        owner, point = np.nonzero((squares < self.largest[owners, None]) & ~inside)
+        near = squares[owner, point]
+        for slot in range(self.balls.without.shape[1]):
+            unit = self.balls.without[owners, slot][owner]
+            comes = (unit >= 0) & (near < self.balls.grown[owners, slot][owner])
+            comes &= unit != point_units[point]
+            self.grown.append(
+                (unit[comes], owner[comes] + owners.start, point[comes] + points.start)
+            )
         ones = inside.astype(np.float64)
-        self.in_balls[owners] += ones @ self.of_points[points]
-        self.in_holders[points] += ones.T @ self.of_owners[owners]
+        self.in_balls[owners] += ones @ self.of_points.summed[points]
+        self.in_holders[points] += ones.T @ self.of_owners.summed[owners]
+        if self.shared.size:
+            owner, point = np.nonzero(inside)
+            own = owner_units[owner] == point_units[point]
+            self.own_held[owners] += np.bincount(owner[own], minlength=owner_units.size)
+            self.own_holders[points] += np.bincount(point[own], minlength=point_units.size)
 
     def cover(self) -> _Cover:
-        owner, point = (np.concatenate(part) for part in zip(*self.shells, strict=True))
+        unit, owner, point = (np.concatenate(part) for part in zip(*self.grown, strict=True))
         return _Cover(
-            holders=self.in_holders[:, 1].astype(np.int64),
-            one_holder=self.in_holders[:, 0].astype(np.int64),
-            held=self.in_balls[:, 1].astype(np.int64),
-            one_held=self.in_balls[:, 0].astype(np.int64),
-            signs_held=self.in_balls[:, 2:],
-            signs_of_holders=self.in_holders[:, 2:],
-            shell_owner=owner,
-            shell_point=point,
+            holders=self.in_holders[:, 0].astype(np.int64),
+            holding_unit=_one_unit(self.in_holders),
+            held=self.in_balls[:, 0].astype(np.int64),
+            held_unit=_one_unit(self.in_balls),
+            signs_held=self.in_balls[:, 3:],
+            signs_of_holders=self.in_holders[:, 3:],
+            own_held=self.own_held,
+            own_holders=self.own_holders,
+            grown_unit=unit,
+            grown_owner=owner,
+            grown_point=point,
         )
+
+
+def _one_unit(sums: FloatArray) -> IntArray:
+    """The unit of all rows that were summed, -1 where they are of several or there are none."""
+    count, first, second = sums[:, :3].astype(np.int64).T
+    # Equal numbers are those with the square of the sum count times the sum of squares.
+    return np.where((count > 0) & (first**2 == count * second), first // np.maximum(count, 1), -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,103 +329,109 @@ class _Score:
 
 
 class _Pairs:
-    """Second-order terms of pairs of rows: what the score loses with both, less with each alone."""
+    """Second-order terms: what the score loses with a unit and a row, less with each alone.
 
-    def __init__(self, of_owners: FloatArray, of_points: FloatArray) -> None:
-        self.signs = of_owners, of_points
-        self.sums = np.zeros_like(of_owners), np.zeros_like(of_points)
-        # What is left of them without random signs, by the side of the partners.
-        self.plain = np.zeros((len(of_owners), 2)), np.zeros((len(of_points), 2))
+    Side 0 is that of the owners, side 1 that of the points.
+    """
 
-    def add(self, owners: IntArray, others: IntArray, weight: float, *, side: int = 1) -> None:
-        """Pairs of an owner and a point (or, on side 0, of two owners)."""
+    def __init__(self, of_owners: _Side, of_points: _Side) -> None:
+        self.sides = of_owners, of_points
+        count, probes = of_owners.signs.shape
+        self.sums = np.zeros((2, count, probes))
+        self.plain = np.zeros((2, count, 2))  # without signs, by the side of the partner
+
+    def add(
+        self, unit: IntArray, rows: IntArray, weight: float, *, of: int = 0, side: int = 1
+    ) -> None:
+        """Pairs of a unit (as it is on side ``of``) and a row of ``side``, of another unit."""
         from scipy.sparse import coo_array
 
-        for rows, of, partners, by in ((owners, 0, others, side), (others, side, owners, 0)):
-            terms = coo_array(
-                (np.full(rows.size, weight), (rows, partners)),
-                shape=(len(self.signs[of]), len(self.signs[by])),
-            ).tocsr()
-            self.sums[of][:] += terms @ self.signs[by]
-            self.plain[of][:, by] += weight * _count(rows, len(self.signs[of]))
+        count = self.sums.shape[1]
+        other = self.sides[side].codes[rows]
+        terms = coo_array((np.full(unit.size, weight), (unit, other)), shape=(count, count))
+        signs = self.sides[0].signs
+        self.sums[of] += terms @ signs
+        self.sums[side] += terms.T @ signs
+        self.plain[of, :, side] += weight * _count(unit, count)
+        self.plain[side, :, of] += weight * _count(other, count)
 
     def terms(self, scale: float) -> tuple[FloatArray, FloatArray]:
-        """Both sides' terms, centred over the row and over its partners."""
-        balance = [signs.mean(axis=0) for signs in self.signs]
+        """Both sides' terms by row, centred over the row and over its partners."""
+        balance = [side.signs[side.codes].mean(axis=0) for side in self.sides]
         centred = []
-        for sums, plain in zip(self.sums, self.plain, strict=True):
-            rest = sums - plain[:, :1] * balance[0] - plain[:, 1:] * balance[1]
+        for side, sums, plain in zip(self.sides, self.sums, self.plain, strict=True):
+            rest = side.spread(sums - plain[:, :1] * balance[0] - plain[:, 1:] * balance[1])
             centred.append((rest - rest.mean(axis=0)) / scale)
         return centred[0], centred[1]
 
 
-def _share_covered(
-    cover: _Cover, balls: _Balls, of_owners: FloatArray, of_points: FloatArray
-) -> _Score:
+def _share_covered(cover: _Cover, of_owners: _Side, of_points: _Side) -> _Score:
     """Share of points held by some ball: precision, and with the sides exchanged recall."""
-    owners, points = len(of_owners), len(of_points)
+    points = of_points.codes.size
     held = cover.holders > 0
     value = float(held.mean())
-    alone = np.flatnonzero(cover.holders == 1)
-    # Deleting owner l frees the points that it alone held, and lets the balls grow that it
-    # helped to span: (l, point) pairs, each counted once.
-    lost = cover.one_holder[alone] * points + alone
-    near = cover.holders[cover.shell_point] <= 1
-    owner, point = cover.shell_owner[near], cover.shell_point[near]
-    grown = np.unique(balls.spanning[owner] * points + point[:, None])
+    # Deleting a unit frees the points of others that it alone held, and lets the balls grow that
+    # it helped to span: (unit, point) pairs, each counted once.
+    alone = np.flatnonzero((cover.holding_unit >= 0) & (cover.holding_unit != of_points.codes))
+    lost = cover.holding_unit[alone] * points + alone
+    near = ~held[cover.grown_point] | (cover.holding_unit[cover.grown_point] == cover.grown_unit)
+    grown = np.unique(cover.grown_unit[near] * points + cover.grown_point[near])
     gained = grown[~held[grown % points]]
     lost = np.setdiff1d(lost, grown, assume_unique=True)
-    change = _count(gained // points, owners) - _count(lost // points, owners)
     pairs = _Pairs(of_owners, of_points)
     pairs.add(lost // points, lost % points, 1.0)
     pairs.add(gained // points, gained % points, -1.0)
-    return _Score(value, -change / points, (held - value) / points, *pairs.terms(points))
-
-
-def _density(
-    cover: _Cover, balls: _Balls, of_owners: FloatArray, of_points: FloatArray, k: int
-) -> _Score:
-    """Balls that hold a point, over k, averaged over the points."""
-    owners, points = len(of_owners), len(of_points)
-    value = float(cover.holders.sum()) / (k * points)
-    shell = _count(cover.shell_owner, owners)
-    grown = np.bincount(balls.spanning.ravel(), weights=np.repeat(shell, k), minlength=owners)
-    change = grown - cover.held
-    # Pairs of an owner and a point only: with those of two owners, whose interactions rest on
-    # three and more rows, the error came out a third too small in simulation.
-    pairs = _Pairs(of_owners, of_points)
-    for rank in range(k):
-        pairs.add(balls.spanning[cover.shell_owner, rank], cover.shell_point, -1.0)
-    pairs.sums[0][:] += cover.signs_held
-    pairs.sums[1][:] += cover.signs_of_holders
-    pairs.plain[0][:, 1] += cover.held
-    pairs.plain[1][:, 0] += cover.holders
     return _Score(
         value,
-        -change / (k * points),
+        of_owners.spread(pairs.plain[0, :, 1]) / points,
+        (held - value) / points,
+        *pairs.terms(points),
+    )
+
+
+def _density(cover: _Cover, of_owners: _Side, of_points: _Side, k: int) -> _Score:
+    """Balls that hold a point, over k, averaged over the points."""
+    points = of_points.codes.size
+    value = float(cover.holders.sum()) / (k * points)
+    # Pairs of an owner's unit and a point only: with those of two owners, whose interactions rest
+    # on three and more rows, the error came out a third too small in simulation.
+    pairs = _Pairs(of_owners, of_points)
+    pairs.add(cover.grown_unit, cover.grown_point, -1.0)
+    for at, side, counts, own, signs in (
+        (0, of_owners, cover.held, cover.own_held, cover.signs_held),
+        (1, of_points, cover.holders, cover.own_holders, cover.signs_of_holders),
+    ):
+        pairs.sums[at] += side.total(signs - own[:, None] * side.signs[side.codes])
+        pairs.plain[at, :, 1 - at] += side.total((counts - own)[:, None].astype(np.float64))[:, 0]
+    return _Score(
+        value,
+        of_owners.spread(pairs.plain[0, :, 1]) / (k * points),
         (cover.holders / k - value) / points,
         *pairs.terms(k * points),
     )
 
 
-def _share_covering(
-    cover: _Cover, balls: _Balls, of_owners: FloatArray, of_points: FloatArray
-) -> _Score:
+def _share_covering(cover: _Cover, of_owners: _Side, of_points: _Side) -> _Score:
     """Share of balls that hold some point: coverage."""
-    owners, points = len(of_owners), len(of_points)
+    owners = of_owners.codes.size
     holding = cover.held > 0
     value = float(holding.mean())
-    single = np.flatnonzero(cover.held == 1)
-    lost = _count(cover.one_held[single], points)
-    waiting = np.zeros(owners, dtype=bool)
-    waiting[cover.shell_owner] = True
-    waiting &= ~holding
-    spanning = balls.spanning[waiting]
-    gained = _count(spanning.ravel(), owners)
+    alone = np.flatnonzero((cover.held_unit >= 0) & (cover.held_unit != of_owners.codes))
+    lost = cover.held_unit[alone] * owners + alone
+    grown = np.unique(cover.grown_unit * owners + cover.grown_owner)
+    gained = grown[~holding[grown % owners]]
+    lost = np.setdiff1d(lost, grown, assume_unique=True)
     pairs = _Pairs(of_owners, of_points)
-    pairs.add(single, cover.one_held[single], 1.0)
-    pairs.add(np.repeat(np.flatnonzero(waiting), spanning.shape[1]), spanning.ravel(), -1.0, side=0)
-    return _Score(value, (holding - value - gained) / owners, lost / owners, *pairs.terms(owners))
+    pairs.add(lost // owners, lost % owners, 1.0, of=1, side=0)
+    by_points = pairs.plain[1, :, 0].copy()
+    pairs.add(gained // owners, gained % owners, -1.0, of=0, side=0)
+    by_owners = -_count(gained // owners, pairs.plain.shape[1])
+    return _Score(
+        value,
+        (holding - value) / owners + of_owners.spread(by_owners) / owners,
+        of_points.spread(by_points) / owners,
+        *pairs.terms(owners),
+    )
 
 
 def _count(numbers: IntArray, size: int) -> FloatArray:
