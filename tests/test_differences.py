@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from chexgenbench.home import Home
 from chexgenbench.scoring import Score
 from chexgenbench.statistics import mean_estimate
 from chexgenbench.statistics.difference import UnitInfluence, difference, holm, p_value
-from chexgenbench.store.records import RunRecord
-from chexgenbench.store.run_directory import write_run
+from chexgenbench.store.records import SCHEMAS, RunRecord
+from chexgenbench.store.run_directory import read_table, relabel, write_run
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from chexgenbench.workflow.differences import compare_runs, influence_table, settle
@@ -53,21 +55,21 @@ def scores(seed: int, shift: float, *, basis: str = "b", n: int = N) -> list[Sco
 
 
 def save(home: Home, run: RunRecord, made: list[Score]) -> pd.DataFrame:
-    differences = settle(home, run, made)
+    """The run as a workflow leaves it; its differences."""
     rows = [{k: v for k, v in vars(item).items() if k != "influence"} for item in made]
     facts = {name: getattr(run, name) for name in ("run_id", "model", "suite", "protocol", "seed")}
     tables = {
         "scores": pd.DataFrame(rows).assign(**facts, extra_info="", created_at=run.created_at),
         "influences": influence_table(run.run_id, made),
-        "differences": differences,
     }
-    from chexgenbench.store.records import SCHEMAS
-
-    for name in ("prompts", "images", "sample_scores"):
+    for name in ("prompts", "images", "sample_scores", "differences"):
         tables[name] = SCHEMAS[name].empty_table()
     write_run(home.runs / run.run_id, run, tables)
-    Store(home.store).ingest([home.runs / run.run_id])
-    return differences
+    store = Store(home.store)
+    store.ingest([home.runs / run.run_id])
+    settle(home, store, run.run_id)
+    sql = "SELECT * FROM differences WHERE run_id = ? ORDER BY ALL"
+    return store.query(sql, [run.run_id]).to_pandas()
 
 
 @pytest.fixture
@@ -135,6 +137,37 @@ def test_a_run_that_is_gone_takes_its_differences_along(home: Home) -> None:
     store.delete(["aa"])
     left = store.query("SELECT DISTINCT run_id, other_run FROM differences").to_pylist()
     assert left == [{"run_id": "cc", "other_run": "bb"}]
+
+
+def test_a_run_that_comes_back_is_settled_against_those_of_now(home: Home) -> None:
+    """Reused runs, and pairs that two processes left out or both took."""
+    store = Store(home.store)
+    again = record("aa2", "plain", 4)
+    save(home, again, scores(6, 0.0))  # takes the place of aa on the board
+    save(home, record("dd", "late", 5), scores(7, 0.02))  # has never met aa
+    returned = record("aa", "plain", 1, used_at="2027-01-01T00:00:00+00:00")
+    relabel(home.runs / "aa", returned)
+    store.ingest([home.runs / "aa"])
+    assert settle(home, store, "aa") == 1
+    assert settle(home, store, "aa") == 0
+    pairs = store.query("SELECT DISTINCT run_id, other_run FROM differences WHERE run_id = 'aa'")
+    assert pairs.to_pylist() == [{"run_id": "aa", "other_run": "dd"}]
+    # The same pair the other way round, as a second process would leave it.
+    twin = read_table(home.runs / "aa", "differences", returned).to_pylist()
+    for row in twin:
+        row |= {"run_id": "dd", "other_run": "aa", "difference": -row["difference"]}
+        row |= {"ci_low": -row["ci_high"], "ci_high": -row["ci_low"]} if row["ci_low"] else {}
+    known = read_table(home.runs / "dd", "differences", record("dd")).to_pylist()
+    table = pa.Table.from_pylist([*known, *twin], schema=SCHEMAS["differences"])
+    write_run(home.runs / "dd", record("dd", "late", 5), {"differences": table})
+    store.ingest([home.runs / "dd"])
+    for a, b in (("aa", "dd"), ("dd", "aa")):
+        assert len(compare_runs(home, store, a, b)) == 15
+    # Deleted from the store, remembered by another run's directory: not on the board again.
+    shutil.rmtree(home.runs / "bb")
+    store.rebuild(home.runs)
+    left = store.query("SELECT count(*) FROM differences WHERE 'bb' IN (run_id, other_run)")
+    assert left[0][0].as_py() == 0
 
 
 @pytest.mark.parametrize("change", [{"basis": "other"}, {"n": N - 50}])

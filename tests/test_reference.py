@@ -15,7 +15,7 @@ from chexgenbench.home import Home
 from chexgenbench.progress import Progress
 from chexgenbench.store.store import Store
 from chexgenbench.workflow.plan import Options
-from chexgenbench.workflow.reference import Reference
+from chexgenbench.workflow.reference import Reference, _hash
 from chexgenbench.workflow.run import build_reference, run_suite
 
 SCORES = """
@@ -76,10 +76,12 @@ def test_a_part_of_the_split_finds_its_rows(bundle: Path, tmp_path: Path) -> Non
     values = []
     for name, reference in (("a", None), ("b", bundle)):
         done = run_suite(options(tmp_path / name, reference=reference, changes=changes), quiet)
-        sql = "SELECT value FROM scores WHERE run_id = ? AND status = 'ok' ORDER BY ALL"
-        values.append(Store(Home(tmp_path / name).store).query(sql, done.runs).column(0).to_numpy())
-    assert len(values[0]) > 50
-    np.testing.assert_allclose(values[0], values[1], rtol=1e-9)
+        sql = "SELECT value, basis FROM scores WHERE run_id = ? AND status = 'ok' ORDER BY basis"
+        values.append(Store(Home(tmp_path / name).store).query(sql, done.runs))
+    assert values[0].num_rows > 50
+    np.testing.assert_allclose(*(table["value"].to_numpy() for table in values), rtol=1e-9)
+    # So a member with images and one with the bundle can compare their models.
+    assert values[0]["basis"].to_pylist() == values[1]["basis"].to_pylist()
 
 
 def test_it_holds_no_text_image_or_id(bundle: Path) -> None:
@@ -95,6 +97,7 @@ def test_it_holds_no_text_image_or_id(bundle: Path) -> None:
     tensors = load_file(bundle)
     assert set(tensors) == {
         "rows",
+        "content",
         "patients",
         *(
             f"phantom-clip/{output}{part}"
@@ -128,13 +131,15 @@ def altered(bundle: Path, path: Path, change: object) -> Path:
     ("change", "message"),
     [
         (lambda f: f | {"split_hash": "0" * 64}, "not the split 'demo'"),
-        (lambda f: f | {"rows": 543}, "543 rows"),
+        (lambda f: f | {"rows": 545}, "545 rows"),
         (lambda f: f | {"encoders": {"phantom-clip": "0" * 16}}, "another identity"),
         (lambda f: f | {"encoders": {"rad-dino": "0" * 16}}, "no features of 'phantom-clip'"),
         (lambda f: f | {"format": "chexgenbench-reference-9"}, "reference-9"),
         (lambda f: f | {"tensors": f["tensors"] | {"rows": "0" * 64}}, "damaged"),
         (lambda f: f | {"tensors": {}}, "damaged"),
         (lambda f: [], "damaged"),
+        (lambda f: f | {"rows": "544"}, "damaged"),
+        (lambda f: {k: v for k, v in f.items() if k != "encoders"}, "damaged"),
     ],
 )
 def test_it_is_refused_where_it_does_not_fit(
@@ -144,6 +149,48 @@ def test_it_is_refused_where_it_does_not_fit(
     with pytest.raises(UserError, match=message):
         run_suite(options(tmp_path, reference=path), Progress(quiet=True))
     assert not list((tmp_path / "runs").glob("*/run.json"))  # before anything is made
+
+
+def rebuilt(bundle: Path, path: Path, **tensors: np.ndarray) -> Path:
+    """The bundle with other tensors and true hashes of them."""
+    with safe_open(bundle, "np") as file:
+        facts = json.loads(file.metadata()["reference"])
+    content = load_file(bundle) | {name.replace("__", "/"): t for name, t in tensors.items()}
+    facts["tensors"] = {name: _hash(values) for name, values in content.items()}
+    save_file(content, path, metadata={"reference": json.dumps(facts)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"rows": np.arange(300)}, "rows make no sense"),
+        ({"rows": np.arange(544)[None]}, "rows make no sense"),
+        ({"rows": np.arange(544)[::-1].copy()}, "rows make no sense"),
+        ({"rows": np.arange(1, 545)}, "rows make no sense"),
+        ({"phantom-clip__features": np.zeros((544, 9), np.float32)}, r"\[544, 9\]"),
+        ({"phantom-clip__features": np.zeros((544, 64))}, "float64"),
+        ({"phantom-clip__features": np.full((544, 64), np.nan, np.float32)}, "NaN"),
+    ],
+)
+def test_a_bundle_that_lies_is_refused(
+    bundle: Path, tmp_path: Path, tensors: dict[str, np.ndarray], message: str
+) -> None:
+    path = rebuilt(bundle, tmp_path / "x.safetensors", **tensors)
+    with pytest.raises(UserError, match=message):
+        run_suite(options(tmp_path, reference=path), Progress(quiet=True))
+
+
+def test_other_features_under_the_same_images_are_another_run(bundle: Path, tmp_path: Path) -> None:
+    moved = load_file(bundle)["phantom-clip/features"] + np.float32(1)
+    path = rebuilt(bundle, tmp_path / "x.safetensors", **{"phantom-clip__features": moved})
+    quiet = Progress(quiet=True)
+    (honest,) = run_suite(options(tmp_path, reference=bundle), quiet).runs
+    (other,) = run_suite(options(tmp_path, reference=path), quiet).runs
+    assert honest != other
+    store = Store(Home(tmp_path).store)
+    known = store.query("SELECT DISTINCT reference FROM runs").column(0).to_pylist()
+    assert sorted(known) == sorted({Reference.open(bundle).id, Reference.open(path).id})
 
 
 def test_damage_is_noticed(bundle: Path, tmp_path: Path) -> None:

@@ -14,8 +14,13 @@ from chexgenbench.features import FeatureStore
 from chexgenbench.features.extract import EncoderPlan, text_key
 from chexgenbench.registry import Plugin, load_registry
 from chexgenbench.scoring import MACRO, OVERALL, MetricPlan, Score, Sides, score, subset_masks
+from chexgenbench.scoring.floor import take_floor
 from chexgenbench.splits.prompts import PromptTable
-from chexgenbench.statistics import Estimate
+from chexgenbench.statistics import (
+    Estimate,
+    kernel_distance,
+    precision_recall_density_coverage,
+)
 from chexgenbench.types import (
     FINDINGS,
     Context,
@@ -192,6 +197,65 @@ def test_the_floor_is_real_against_real_at_the_same_sizes(
     assert item.floor > 1.5 * same["fid", OVERALL].value  # type: ignore[operator]
     assert abs(item.excess) < 0.5 * item.floor  # type: ignore[arg-type,operator]
     assert same["coverage", "Fracture"].floor is None
+
+
+@pytest.mark.parametrize("n", [12, 16, 60])
+def test_the_excess_of_a_rare_finding_is_as_sure_as_it_says(n: int) -> None:
+    """Halvings of the same few rows are no independent samples."""
+    names = np.array([f"p{i}" for i in range(n)])
+    rows = np.arange(n)
+    draws = 250
+    found = []
+    for seed in range(draws):
+        random = np.random.default_rng(seed)
+        real, fake = (
+            Sample(
+                outputs={"features": (random.normal(size=(n, 6)) + shift).astype(np.float32)},
+                text=None,
+                prompts=rows,
+                patients=None,
+            )
+            for shift in (0.0, 0.6)
+        )
+
+        def compare(real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+            design = {"groups_real": real.units, "groups_fake": fake.units}
+            return {"kid": kernel_distance(real.features, fake.features, **design)}
+
+        found.append(take_floor(compare, real, fake, names, {}, "b", seed=seed)["kid"])
+    target = np.mean([item["excess"] for item in found])
+    held = [item["excess_low"] <= target <= item["excess_high"] for item in found]
+    # 95 % of 250 draws: standard deviation 1.4 %.
+    assert 0.905 <= np.mean(held) <= 0.995
+
+
+def test_a_half_without_variation_leaves_the_excess_an_interval() -> None:
+    """In small subsets some half is often covered as a whole."""
+    random = np.random.default_rng(3)
+    n = 120
+    rows = np.arange(n)
+    real, fake = (
+        Sample(
+            outputs={"features": (random.normal(size=(n, 4)) + shift).astype(np.float32)},
+            text=None,
+            prompts=rows,
+            patients=None,
+        )
+        for shift in (0.0, 0.3)
+    )
+    seen: list[Estimate] = []
+
+    def compare(real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+        design = {"groups_real": real.units, "groups_fake": fake.units}
+        found = precision_recall_density_coverage(real.features, fake.features, **design)
+        seen.append(found["coverage"])
+        return found
+
+    names = np.array([f"p{i}" for i in range(n)])
+    result = take_floor(compare, real, fake, names, {}, "b", seed=0)["coverage"]
+    quiet = [item.standard_error is None for item in seen]
+    assert any(quiet) and not all(quiet)
+    assert result["excess_low"] < result["excess"] < result["excess_high"]
 
 
 def test_subsets_of_the_user(prompts: PromptTable, encoder: EncoderPlan) -> None:

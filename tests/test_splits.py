@@ -302,12 +302,30 @@ def test_any_column_of_the_file_selects_rows(tmp_path: Path) -> None:
     assert not table.select("note = 'x'").any()
 
 
+def test_conditions_over_several_rows_choose_the_right_ones(tmp_path: Path) -> None:
+    """A window function makes the database return rows in another order."""
+    random = np.random.default_rng(0)
+    patients = random.integers(0, 400, 1000)
+    rows = [row(i, f"text {i}", patientID=f"p{p}") for i, p in enumerate(patients)]
+    table = read(write(tmp_path / "t.csv", rows))
+    first = np.zeros(1000, bool)
+    first[np.unique(patients, return_index=True)[1]] = True
+    one = "row_number() over (partition by patient_id order by line) = 1"
+    np.testing.assert_array_equal(table.select(one), first)
+    several = np.bincount(patients)[patients] > 3
+    np.testing.assert_array_equal(
+        table.select("count(*) over (partition by patient_id) > 3"), several
+    )
+    with pytest.raises(UserError, match="other rows each time"):
+        table.select("random() < 0.5")
+
+
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
         ("colour = 'red'", "colour"),
         ("view = ", "syntax error"),
-        ("count(*) > 1", "not one of single rows"),
+        ("count(*) > 1", "cannot be used"),
         ("true); drop table prompts; --", "cannot be used"),
         ("annotated_prompt = 'x'", "annotated_prompt"),
         ("exists (select * from read_text('/etc/passwd'))", "cannot be used"),

@@ -164,6 +164,47 @@ def test_a_bundle_stands_for_the_real_images(shop: Desk, tmp_path: Path) -> None
     assert "damaged" in member.run("run", "--model", "noise", "--reference", bundle, code=2).err
 
 
+def test_other_values_of_a_column_are_another_run(desk: Desk) -> None:
+    """A subset is its rows, not the words that chose them."""
+    table = desk.home / "mine.csv"
+    desk.run("generate", "--model", "noise", "--limit", 1)
+    ids = range(40)
+
+    def write(ages: list[int]) -> None:
+        lines = [f"s{i},Prompt {i},{age}" for i, age in zip(ids, ages, strict=True)]
+        table.write_text("\n".join(["id,text,age", *lines]) + "\n")
+
+    options = ("run", "--split", table, "--model", "noise", "--metric", "vendi")
+    options += ("--subset", "old: age > 50", "--column", "prompt=text", "--column", "labels=")
+    options += ("--column", "patient=", "--column", "path=")
+    sql = "select n_fake from leaderboard where subset = 'old'"
+    write([60] * 10 + [40] * 30)
+    desk.run(*options)
+    assert desk.rows(sql) == [{"n_fake": "10"}]
+    write([60] * 25 + [40] * 15)
+    desk.run(*options)
+    assert desk.rows(sql) == [{"n_fake": "25"}]
+    conditions = desk.rows("select distinct subsets from runs where subsets <> '{}'")
+    assert conditions == [{"subsets": '{"old": "age > 50"}'}]
+
+
+def test_two_metrics_with_one_score_are_refused(desk: Desk, tmp_path: Path) -> None:
+    plugin = tmp_path / "again.py"
+    plugin.write_text(
+        "from chexgenbench import MetricSpec, ScoreSpec, SetMetric, hookimpl\n"
+        "class Again(SetMetric):\n"
+        "    def score(self, real, fake):\n"
+        "        raise NotImplementedError\n"
+        "@hookimpl\n"
+        "def chexgenbench_metrics():\n"
+        "    yield MetricSpec(name='again', summary='kid once more', load=Again, metric='set',\n"
+        "                     scores=(ScoreSpec(name='kid', higher_is_better=False),))\n"
+    )
+    options = ("run", "--plugin", plugin, "--model", "noise", "--metric", "kid")
+    done = desk.run(*options, "--metric", "again", code=2)
+    assert "'kid' and 'again' both report the score 'kid'" in done.err
+
+
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
@@ -172,7 +213,8 @@ def test_a_bundle_stands_for_the_real_images(shop: Desk, tmp_path: Path) -> None
         ("macro: view = 'PA'", "'macro' is taken"),
         ("x: veiw = 'PA'", "veiw"),
         ("x: view = ", "syntax error"),
-        ("x: max(line) > 3", "not one of single rows"),
+        ("x: max(line) > 3", "cannot be used"),
+        ("x: random() < 0.5", "other rows each time"),
     ],
 )
 def test_a_subset_that_cannot_be_used(desk: Desk, subset: str, message: str) -> None:

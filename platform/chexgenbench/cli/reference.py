@@ -53,8 +53,8 @@ def show(file: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
     from chexgenbench.workflow.reference import Reference
 
     facts = Reference.open(file).facts
-    print(f"split: {facts['split']}, {facts['rows']} rows, hash {facts['split_hash'][:16]}")
-    for name, identity in sorted(facts["encoders"].items()):
+    print(f"split: {facts.split}, {facts.rows} rows, hash {facts.split_hash[:16]}")
+    for name, identity in sorted(facts.encoders.items()):
         print(f"encoder: {name}, identity {identity}")
-    print(f"credentialed: {'yes' if facts['credentialed'] else 'no'}")
+    print(f"credentialed: {'yes' if facts.credentialed else 'no'}")
     print(f"SHA-256: {sha256_file(file)}")

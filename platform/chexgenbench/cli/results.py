@@ -74,7 +74,8 @@ def leaderboard(
     result = questions.leaderboard(
         _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite, published=published
     )
-    shown = ("suite", "metric", "encoder", "subset", "rank", "model", "value", "ci_low", "ci_high")
+    where = ("suite", "split", "protocol", "metric", "encoder", "subset")
+    shown = (*where, "rank", "model", "value", "ci_low", "ci_high")
     always = ["rank", "model", "value", "ci_low", "ci_high"]
     if any(status != "ok" for status in result["status"].to_pylist()):
         always.append("status")
@@ -82,6 +83,7 @@ def leaderboard(
         always += ["floor", "matched"]
     more = ("floor", "matched") if "floor" in always else ()
     _show(result, format, out, shown=(*shown, *more, "n_fake", "status"), always=always)
+    _note(questions.board_caveats(result))
     if published:
         _note(questions.published_caveats(result))
 

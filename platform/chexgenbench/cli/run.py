@@ -383,7 +383,9 @@ def _dry_run(options: Options) -> None:
             f"  {item.plugin.name}: {made} of {total} images cached; time {time}, "
             f"disk at most {estimate_bytes(item) / 1e6:.0f} MB"
         )
-    for encoder in plan.encoders:
+    if plan.reference is not None:
+        print(f"  real images: the reference {plan.reference.path.name}")
+    for encoder in plan.encoders if plan.reference is None else ():
         known, total = encoded_real(plan, encoder)
         print(f"  {encoder.name}: {known} of {total} real images encoded")
     names = ", ".join(item.plugin.name for item in plan.metrics)

@@ -7,7 +7,9 @@ answer the other half's prompts is the model's value at the very same sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -77,9 +79,9 @@ def take_floor(
     for name in matched[0]:
         if not all(name in part for part in (*floors, *matched)):
             continue
-        low, kept_low = macro_average([part[name] for part in floors])
-        high, kept_high = macro_average([part[name] for part in matched])
-        excess = difference(kept_low, kept_high)
+        low = _average([part[name] for part in floors])
+        high = _average([part[name] for part in matched])
+        excess = difference(low, high)
         result[name] = {
             "floor": low.value,
             "matched": high.value,
@@ -89,6 +91,20 @@ def take_floor(
             "n_floor": len(pairs[0][0]),
         }
     return result
+
+
+def _average(parts: Sequence[UnitInfluence]) -> UnitInfluence:
+    """The mean over halvings of the same rows."""
+    # A share of exactly 1 or 0 in one halving says nothing of its error; the others do.
+    quiet = [part.reason is not None and "no variation" in part.reason for part in parts]
+    if any(quiet) and not all(quiet):
+        parts = [
+            replace(part, reason=None, degrees_of_freedom=math.inf) if silent else part
+            for part, silent in zip(parts, quiet, strict=True)
+        ]
+    mean = macro_average(parts)[1]
+    # Halvings of one subset are no independent samples: together they know their error no better.
+    return replace(mean, degrees_of_freedom=min(part.degrees_of_freedom for part in parts))
 
 
 def _keep(

@@ -349,8 +349,13 @@ def _macro(
             notes = [row.warning] if row.warning else []
             if lacking:
                 notes.append(f"mean of {len(there)} findings, without {', '.join(lacking)}")
-            level = max(part.warning_level for part in there)
-            row = replace(row, warning="; ".join(notes) or None, warning_level=level)
+            row = replace(
+                row,
+                warning="; ".join(notes) or None,
+                warning_level=max(part.warning_level for part in there),
+                # Means of other findings do not compare.
+                basis=digest([row.basis, [part.basis for part in there]])[:16],
+            )
         yield row
 
 

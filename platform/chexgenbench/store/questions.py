@@ -33,6 +33,7 @@ _LEADERBOARD = (
     "split",
     "protocol",
     "encoder_id",
+    "basis",
     "run_id",
 )
 
@@ -96,6 +97,23 @@ def leaderboard(
     )
 
 
+def board_caveats(board: pa.Table) -> list[str]:
+    """What a reader of a board must know: rows under one heading that do not compare."""
+    bases: dict[tuple[str, str, str, str], set[tuple[str, int]]] = {}
+    names = ["suite", "metric", "encoder", "subset", "status", "basis", "n_fake"]
+    for row in board.select(names).to_pylist():
+        if row["status"] == "ok" and row["basis"]:
+            key = (row["suite"], row["metric"], row["encoder"], row["subset"])
+            bases.setdefault(key, set()).add((row["basis"], row["n_fake"]))
+    mixed = sum(len(found) > 1 for found in bases.values())
+    if not mixed:
+        return []
+    return [
+        "models of one suite here differ in real images, rows, protocol, encoder or code, or in "
+        "the number of images, and do not compare; each is ranked among its like"
+    ]
+
+
 def published_caveats(board: pa.Table) -> list[str]:
     """Why the published rows of a board do not compare with the others."""
     rows = board.select(["model", "suite", "split", "protocol", "run_id"]).to_pylist()
@@ -106,6 +124,11 @@ def published_caveats(board: pa.Table) -> list[str]:
             "and biovil-t"
         ]
     theirs = next(row for row in rows if row["suite"] == "published")
+    notes = {
+        row["warning"]
+        for row in board.select(["suite", "warning"]).to_pylist()
+        if row["suite"] == "published" and row["warning"]
+    }
     other = sorted(
         {
             f"{row['model']} ({row['split']}, {row['protocol']})"
@@ -114,7 +137,8 @@ def published_caveats(board: pa.Table) -> list[str]:
         }
     )
     caveat = f"published numbers are of {theirs['split']} by the protocol {theirs['protocol']}"
-    return [f"{caveat}; not comparable with {', '.join(other)}"] if other else []
+    apart = [f"{caveat}; not comparable with {', '.join(other)}"] if other else []
+    return [*apart, *sorted(notes)]
 
 
 def compare_published(store: Store, run: str, model: str) -> pa.Table:
@@ -166,7 +190,7 @@ def compare(store: Store, a: str, b: str) -> pa.Table:
             raise UserError(f"Run {run} is {status}, so there is nothing to compare.")
     return store.query(
         "SELECT * FROM compare WHERE run_a = ? AND run_b = ? "
-        "ORDER BY subset <> 'overall', subset, metric, encoder",
+        "ORDER BY subset <> 'overall', subset, metric, encoder, plugin",
         [first, second],
     )
 

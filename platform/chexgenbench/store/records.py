@@ -31,6 +31,9 @@ class RunRecord(BaseModel):
     model: str
     split: str
     protocol: str
+    subsets: dict[str, str] = Field(default_factory=dict)
+    uncertain: str | None = None
+    reference: str | None = None
     seed: int
     status: Literal["running", "finished", "failed"]
     reason: str | None = None

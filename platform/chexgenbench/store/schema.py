@@ -93,6 +93,9 @@ TABLES: dict[str, Table] = {
             ("model_id", "VARCHAR NOT NULL", "Model with its parameters and weights, in models."),
             ("split", "VARCHAR NOT NULL", "Name of the split."),
             ("protocol", "VARCHAR NOT NULL", "Protocol: standard or legacy."),
+            ("subsets", "VARCHAR", "SQL conditions of the user's subsets by name, as JSON."),
+            ("uncertain", "VARCHAR", "What an uncertain label counts as."),
+            ("reference", "VARCHAR", "Bundle that stood for the real images, if one did."),
             ("seed", "BIGINT NOT NULL", "Seed that all image seeds are hashed from."),
             ("status", "VARCHAR NOT NULL", "running, finished or failed."),
             ("reason", "VARCHAR", "Why the run failed."),
@@ -349,18 +352,26 @@ VIEWS: dict[str, tuple[str, str]] = {
         "difference is paired, where the runs share their basis and were on the leaderboard "
         "together; `chexgenbench compare` takes it for any two runs.",
         """
-        WITH paired AS (
+        WITH once AS (  -- two processes may have taken one pair each
+            FROM differences
+            QUALIFY row_number() OVER (
+                PARTITION BY least(run_id, other_run), greatest(run_id, other_run),
+                             plugin, metric, encoder, subset
+                ORDER BY run_id
+            ) = 1
+        ),
+        paired AS (
             SELECT run_id AS run_a, other_run AS run_b, plugin, metric, encoder, subset,
                    standard_error, -ci_high AS ci_low, -ci_low AS ci_high, p_value, p_holm,
                    images_needed
-            FROM differences
+            FROM once
             UNION ALL
             SELECT other_run, run_id, plugin, metric, encoder, subset,
                    standard_error, ci_low, ci_high, p_value, p_holm, images_needed
-            FROM differences
+            FROM once
         )
         SELECT a.run_id AS run_a, b.run_id AS run_b, a.model AS model_a, b.model AS model_b,
-               a.metric, a.encoder, a.subset,
+               a.plugin, a.metric, a.encoder, a.subset,
                a.value AS value_a, a.ci_low AS ci_low_a, a.ci_high AS ci_high_a,
                b.value AS value_b, b.ci_low AS ci_low_b, b.ci_high AS ci_high_b,
                b.value - a.value AS difference, p.standard_error, p.ci_low, p.ci_high,
@@ -383,17 +394,17 @@ VIEWS: dict[str, tuple[str, str]] = {
         """,
     ),
     "best": (
-        "The best value for each suite, metric, encoder and subset of the leaderboard; tied says "
-        "how many models share its rank.",
+        "The best value for each suite, metric, encoder and subset of the leaderboard, and each "
+        "basis where there are several; tied says how many models share its rank.",
         """
         SELECT suite, metric, encoder, subset, model, value, standard_error, ci_low, ci_high,
                count(*) FILTER (WHERE rank = 1) OVER (
-                   PARTITION BY suite, plugin, metric, encoder, subset
+                   PARTITION BY suite, plugin, metric, encoder, subset, basis, n_fake
                ) AS tied,
-               n_real, n_fake, higher_is_better, warning, run_id
+               n_real, n_fake, higher_is_better, warning, protocol, basis, run_id
         FROM leaderboard WHERE status = 'ok'
         QUALIFY row_number() OVER (
-            PARTITION BY suite, plugin, metric, encoder, subset
+            PARTITION BY suite, plugin, metric, encoder, subset, basis, n_fake
             ORDER BY CASE WHEN higher_is_better THEN -value ELSE value END, model
         ) = 1
         """,
@@ -447,6 +458,7 @@ def _widen(connection: duckdb.DuckDBPyConnection) -> None:
     """Version 2: the table of differences, and columns that older rows have as null."""
     _create(connection)
     _add(connection, "scores", ADDED[2]["scores"])
+    _add(connection, "runs", ("subsets", "uncertain", "reference"))
     _add(connection, "published", ("split", "protocol"))
 
 

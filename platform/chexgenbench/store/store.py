@@ -28,7 +28,7 @@ from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, 
 
 _LOCK_SECONDS = 600
 _Change = Callable[[duckdb.DuckDBPyConnection], None]
-_JSON = ("model_parameters", "versions", "weights", "hardware", "encoders", "metrics")
+_JSON = ("model_parameters", "subsets", "versions", "weights", "hardware", "encoders", "metrics")
 
 
 @dataclass(frozen=True)
@@ -282,6 +282,8 @@ def _load(connection: duckdb.DuckDBPyConnection, runs: Sequence[_Run]) -> None:
     _insert(connection, "models", pa.Table.from_pylist(list(models.values())), "OR IGNORE")
     for name in SCHEMAS:
         _insert(connection, name, pa.concat_tables([run.tables[name] for run in runs]))
+    # A run directory may remember a run that was deleted since.
+    connection.execute("DELETE FROM differences WHERE other_run NOT IN (SELECT run_id FROM runs)")
 
 
 def _insert(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from chexgenbench.errors import UserError
@@ -22,12 +21,12 @@ from chexgenbench.statistics.difference import (
     p_value,
 )
 from chexgenbench.store import questions
-from chexgenbench.store.records import INFLUENCES, SCHEMAS, RunRecord
-from chexgenbench.store.run_directory import read_record, read_table
+from chexgenbench.store.records import INFLUENCES, SCHEMAS
+from chexgenbench.store.run_directory import read_record, read_table, write_run
 from chexgenbench.store.store import Store
 
 Key = tuple[str, str, str, str]
-"""plugin, metric, encoder, subset"""
+_KEY = ("plugin", "metric", "encoder", "subset")
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,37 @@ class _Side:
     basis: str
     n_fake: int
     influence: UnitInfluence
+
+
+class _Sides:
+    """The scores of a run; what each unit contributed is unpacked for one score at a time."""
+
+    def __init__(self, facts: Mapping[Key, tuple[str, int]], influences: pa.Table) -> None:
+        self._facts = facts
+        self._influences = influences
+        columns = (influences[name].to_pylist() for name in _KEY)
+        self._rows = {key: row for row, key in enumerate(zip(*columns, strict=True))}
+
+    @classmethod
+    def read(cls, folder: Path) -> _Sides:
+        record = read_record(folder)
+        scores = read_table(folder, "scores", record).select([*_KEY, "basis", "n_fake"])
+        facts = {
+            _key(row): (row["basis"], row["n_fake"]) for row in scores.to_pylist() if row["basis"]
+        }
+        return cls(facts, read_table(folder, "influences", record))
+
+    def keys(self) -> list[Key]:
+        return [key for key in self._facts if key in self._rows]
+
+    def comparable(self, other: _Sides, key: Key) -> bool:
+        """Whether both have the score, on one basis and as many generated images."""
+        return key in other._rows and self._facts[key] == other._facts.get(key)
+
+    def __getitem__(self, key: Key) -> _Side:
+        basis, n_fake = self._facts[key]
+        row = self._influences.slice(self._rows[key], 1)
+        return _Side(basis, n_fake, _influence(row))
 
 
 def influence_table(run_id: str, scores: Sequence[Score]) -> pa.Table:
@@ -69,37 +99,49 @@ def influence_table(run_id: str, scores: Sequence[Score]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=INFLUENCES)
 
 
-def settle(home: Home, record: RunRecord, scores: Sequence[Score]) -> pd.DataFrame:
-    """The differences between a new run and the latest run of every other model of its suite."""
-    store = Store(home.store)
-    others: list[str] = []
-    if home.store.is_file():
-        others = (
-            store.query(
-                "SELECT DISTINCT run_id FROM leaderboard WHERE suite = ? AND protocol = ? "
-                "AND model <> ? ORDER BY run_id",
-                [record.suite, record.protocol, record.model],
-            )
-            .column(0)
-            .to_pylist()
+def settle(home: Home, store: Store, run: str) -> int:
+    """Takes the differences between a run and the leaderboard's other runs of its suite and
+    protocol that are not known yet, into the run's directory and the store.
+
+    Returns:
+        The number of pairs that were new.
+    """
+    lacking: list[str] = (
+        store.query(
+            """
+            SELECT DISTINCT b.run_id FROM leaderboard AS a JOIN leaderboard AS b
+              ON a.suite = b.suite AND a.protocol = b.protocol AND a.basis = b.basis
+             AND a.n_fake = b.n_fake AND a.run_id <> b.run_id
+            WHERE a.run_id = ? AND NOT EXISTS (
+                FROM differences AS d
+                WHERE (d.run_id = a.run_id AND d.other_run = b.run_id)
+                   OR (d.run_id = b.run_id AND d.other_run = a.run_id))
+            ORDER BY b.run_id
+            """,
+            [run],
         )
-    mine = {
-        (item.plugin, item.metric, item.encoder, item.subset): _Side(
-            item.basis, item.n_fake, item.influence
-        )
-        for item in scores
-        if item.influence is not None
-    }
+        .column(0)
+        .to_pylist()
+    )
+    if not lacking:
+        return 0
+    folder = home.runs / run
+    record, mine = read_record(folder), _Sides.read(folder)
     rows: list[dict[str, Any]] = []
-    for other in others:
+    for other in lacking:
         try:
-            theirs = _read(home.runs / other)
+            theirs = _Sides.read(home.runs / other)
         except UserError:
             continue  # gone from the disk; `store rebuild` takes it off the leaderboard
-        rows += [
-            {"run_id": record.run_id, "other_run": other, **row} for row in compare(theirs, mine)
-        ]
-    return pd.DataFrame(rows, columns=SCHEMAS["differences"].names)
+        rows += [{"run_id": run, "other_run": other, **row} for row in compare(theirs, mine)]
+    if not rows:
+        return 0
+    known = read_table(folder, "differences", record).to_pylist()
+    kept = [row for row in known if row["other_run"] not in lacking]
+    table = pa.Table.from_pylist([*kept, *rows], schema=SCHEMAS["differences"])
+    write_run(folder, record, {"differences": table})
+    store.ingest([folder])
+    return len({row["other_run"] for row in rows})
 
 
 _PAIRED = ("standard_error", "ci_low", "ci_high", "p_value", "p_holm", "images_needed")
@@ -116,10 +158,10 @@ def compare_runs(home: Home, store: Store, first: str, second: str) -> pa.Table:
     if not table.num_rows:
         return table
     rows = table.to_pylist()
-    sides = [_read(home.runs / rows[0][run]) for run in ("run_a", "run_b")]
-    found = {(row["metric"], row["encoder"], row["subset"]): row for row in compare(*sides)}
+    first_side, second_side = (_Sides.read(home.runs / rows[0][run]) for run in ("run_a", "run_b"))
+    found = {_key(row): row for row in compare(first_side, second_side)}
     for row in rows:
-        paired = found.get((row["metric"], row["encoder"], row["subset"]), {})
+        paired = found.get(_key(row), {})
         row |= {name: paired.get(name) for name in _PAIRED}
         row["settled"] = None if row["p_holm"] is None else row["p_holm"] < 0.05
     return pa.Table.from_pylist(rows, schema=table.schema)
@@ -141,17 +183,17 @@ def caveats(store: Store, table: pa.Table) -> list[str]:
     return [f"{other} of {table.num_rows} scores do not compare: the runs differ in {differ}"]
 
 
-def compare(first: Mapping[Key, _Side], second: Mapping[Key, _Side]) -> list[dict[str, Any]]:
+def compare(first: _Sides, second: _Sides) -> list[dict[str, Any]]:
     """Second less first for every score of one basis and as many images; Holm over the findings
     and the user's subsets of each score."""
     rows: list[dict[str, Any]] = []
-    for key, b in second.items():
-        a = first.get(key)
-        if a is None or (a.basis, a.n_fake) != (b.basis, b.n_fake):
+    for key in second.keys():  # noqa: SIM118
+        if not second.comparable(first, key):
             continue
+        a, b = first[key], second[key]
         found = difference(a.influence, b.influence)
         p = p_value(found)
-        needed = images_needed(found, b.n_fake) if p is not None and p >= 0.05 else None
+        needed = images_needed(found, b.n_fake)
         plugin, metric, encoder, subset = key
         rows.append(
             {
@@ -172,6 +214,9 @@ def compare(first: Mapping[Key, _Side], second: Mapping[Key, _Side]) -> list[dic
     for family in _families(rows):
         for row, adjusted in zip(family, holm([row["p_value"] for row in family]), strict=True):
             row["p_holm"] = adjusted
+    for row in rows:
+        if row["p_holm"] is None or row["p_holm"] < 0.05:
+            row["images_needed"] = None
     return rows
 
 
@@ -183,33 +228,26 @@ def _families(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     yield from families.values()
 
 
-def _read(folder: Path) -> dict[Key, _Side]:
-    record = read_record(folder)
-    scores = read_table(folder, "scores", record).to_pylist()
-    kept = {
-        _key(row): _influence(row) for row in read_table(folder, "influences", record).to_pylist()
-    }
-    return {
-        _key(row): _Side(row["basis"], row["n_fake"], kept[_key(row)])
-        for row in scores
-        if row["basis"] and _key(row) in kept
-    }
-
-
 def _key(row: Mapping[str, Any]) -> Key:
     return row["plugin"], row["metric"], row["encoder"], row["subset"]
 
 
-def _influence(row: Mapping[str, Any]) -> UnitInfluence:
-    units = np.asarray(row["units"], dtype=np.str_)
-    probes = np.asarray(row["probes"], dtype=np.float32)
+def _influence(table: pa.Table) -> UnitInfluence:
+    """The one row of a table of influences."""
+    lists = {
+        name: table[name].combine_chunks().flatten()
+        for name in ("units", "first", "probes", "keys")
+    }
+    row = table.drop_columns(list(lists)).to_pylist()[0]
+    units = np.asarray(lists["units"].to_pylist(), dtype=np.str_)
+    probes = lists["probes"].to_numpy()
     freedom = row["degrees_of_freedom"]
     return UnitInfluence(
         value=row["value"],
         units=units,
-        first=np.asarray(row["first"], dtype=np.float64),
+        first=lists["first"].to_numpy(),
         probes=probes.reshape(units.size, -1) if units.size else np.zeros((0, 0), np.float32),
-        keys=np.asarray(row["keys"], dtype=np.uint64),
+        keys=lists["keys"].to_numpy(),
         curvature=row["curvature"],
         extra=row["extra"],
         least=row["least"],

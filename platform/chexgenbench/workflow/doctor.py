@@ -80,6 +80,8 @@ def _folders(options: Options) -> Check:
 
 
 def _real_images(plan: Plan) -> Check:
+    if plan.reference is not None:
+        return Check("real images", True, f"none needed: the reference {plan.reference.path}")
     named = int(plan.prompts.has_image().sum())
     if not named:
         return Check("real images", True, "none: only scores that need none can be taken")

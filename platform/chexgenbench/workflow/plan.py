@@ -24,6 +24,7 @@ from chexgenbench.scoring import MetricPlan, subset_masks
 from chexgenbench.splits.prompts import PromptTable, read_prompts
 from chexgenbench.store.store import Store
 from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSource, SplitSpec
+from chexgenbench.workflow.reference import Reference
 from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
 
 _MANY_FILES = 64
@@ -69,6 +70,7 @@ class Plan:
 
     Attributes:
         whole: the split's test table; `prompts` are the rows of it that are used.
+        reference: what stands for the real images, if not the images.
         left_out: metrics of the suite that no chosen encoder can serve, with why.
     """
 
@@ -83,6 +85,7 @@ class Plan:
     metrics: Sequence[MetricPlan]
     device: str
     left_out: Sequence[str] = ()
+    reference: Reference | None = None
 
     @cached_property
     def hashes(self) -> HashCache:
@@ -157,9 +160,10 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     ]
     for metric in metric_plans:
         metric.plugin.load()
+    _check_score_names(metric_plans)
     prompts = whole if suite.limit is None else whole.limit(suite.limit)
     subset_masks(prompts, suite.subsets)  # a condition that cannot be used fails here
-    return Plan(
+    plan = Plan(
         options=options,
         suite=suite,
         registry=registry,
@@ -171,7 +175,11 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         metrics=metric_plans,
         device=device,
         left_out=left_out,
+        reference=Reference.open(options.reference) if options.reference else None,
     )
+    if plan.reference is not None:
+        plan.reference.check(plan)
+    return plan
 
 
 def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Generation]:
@@ -376,6 +384,21 @@ def _metric_encoders(
         _raise_all(faults[:1])
     left_out.extend(fault.message for fault in faults)
     return result
+
+
+def _check_score_names(metrics: Sequence[MetricPlan]) -> None:
+    """One name is one number: in tables, on the leaderboard and in differences."""
+    owners: dict[tuple[str, str], str] = {}
+    for metric in metrics:
+        for encoder in metric.encoders:
+            for declared in metric.plugin.spec.scores:
+                owner = owners.setdefault((encoder, declared.name), metric.plugin.name)
+                if owner != metric.plugin.name:
+                    raise UserError(
+                        f"The metrics {owner!r} and {metric.plugin.name!r} both report the score "
+                        f"{declared.name!r} on {encoder!r}.",
+                        hint="Leave one of them out, or give its score another name.",
+                    )
 
 
 def _parameters(

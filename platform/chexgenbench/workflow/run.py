@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.features import Extraction, extract
-from chexgenbench.files import digest
+from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.generation import Generation
 from chexgenbench.images import BadImage
 from chexgenbench.jobs.generate import ManifestRow
@@ -26,7 +26,7 @@ from chexgenbench.scoring import Floors, SampleScore, Score, Sides, score
 from chexgenbench.splits.prompts import check_images
 from chexgenbench.splits.user_images import read_user_images
 from chexgenbench.store.export_csv import export_run
-from chexgenbench.store.records import RunRecord
+from chexgenbench.store.records import SCHEMAS, RunRecord
 from chexgenbench.store.run_directory import (
     read_record,
     read_table,
@@ -38,7 +38,7 @@ from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from chexgenbench.workflow.differences import influence_table, settle
 from chexgenbench.workflow.plan import Options, Plan, make_plan, plan_models
-from chexgenbench.workflow.reference import RealSide, Reference, write_reference
+from chexgenbench.workflow.reference import RealSide, write_reference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,8 +172,8 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
         UserError: images that are missing or unreadable, unless they are to be skipped.
     """
     prompts = plan.prompts
-    if plan.options.reference is not None:
-        real = Reference.open(plan.options.reference).real_side(plan)
+    if plan.reference is not None:
+        real = plan.reference.real_side(plan)
         # The prompts are the user's own, and so are their text features.
         _extract(plan, [], outcome, partial(progress.stage, "encode prompts"))
         return real
@@ -357,7 +357,9 @@ def _evaluate(
         _fail(plan, record, error)
         raise
     write_run(folder, record, tables)
-    Store(plan.options.home.store).ingest([folder])
+    store = Store(plan.options.home.store)
+    store.ingest([folder])
+    settle(plan.options.home, store, record.run_id)
     export_run(plan.options.home.results, record, tables["scores"])
     outcome.runs.append(record.run_id)
 
@@ -383,7 +385,9 @@ def _reuse(plan: Plan, record: RunRecord, outcome: Outcome) -> bool:
     label = plan.options.extra_info or known.extra_info
     known = known.model_copy(update={"used_at": provenance.now(), "extra_info": label})
     relabel(folder, known)
-    Store(plan.options.home.store).ingest([folder])
+    store = Store(plan.options.home.store)
+    store.ingest([folder])
+    settle(plan.options.home, store, record.run_id)
     scores = read_table(folder, "scores", known).to_pandas()
     export_run(plan.options.home.results, known, scores)
     outcome.reused.append(record.run_id)
@@ -449,7 +453,7 @@ def _score(
     return record, {
         "scores": _score_table(record, scores),
         "influences": influences,
-        "differences": settle(plan.options.home, record, scores),
+        "differences": SCHEMAS["differences"].empty_table(),
         "sample_scores": _sample_table(record, samples, generated.table),
         "prompts": prompts[
             [
@@ -554,7 +558,10 @@ def _record(
         "prompts": plan.prompts.fingerprint(),
         "real": real.id,
         "protocol": suite.protocol,
-        "subsets": dict(suite.subsets),
+        "subsets": {
+            name: sha256_bytes(plan.masks[name].tobytes()) for name in sorted(suite.subsets)
+        },
+        "reference": plan.reference.id if plan.reference else None,
         "numerics": provenance.numerics(),
         "encoders": encoders,
         "metrics": metrics,
@@ -564,6 +571,9 @@ def _record(
         run_id=digest(identity)[:16],
         suite=suite.name,
         model=model,
+        subsets=dict(suite.subsets),
+        uncertain=suite.uncertain,
+        reference=plan.reference.id if plan.reference else None,
         split=plan.split.name,
         protocol=suite.protocol,
         seed=suite.seed,

@@ -57,8 +57,10 @@ class Suite(BaseModel):
     def _new_names(cls, subsets: Mapping[str, str]) -> Mapping[str, str]:
         taken = {name.lower() for name in (OVERALL, MACRO, *FINDINGS)}
         for name, condition in subsets.items():
-            if not name.isprintable() or not name.strip() or len(name) > 60:
-                raise ValueError(f"{name!r} is no name: 1 to 60 printable characters")
+            if not name.isprintable() or not name or name != name.strip() or len(name) > 60:
+                raise ValueError(
+                    f"{name!r} is no name: 1 to 60 printable characters, no space at the ends"
+                )
             if name.lower() in taken:
                 raise ValueError(f"the name {name!r} is taken")
             if not condition.strip():
