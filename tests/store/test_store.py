@@ -346,6 +346,8 @@ def test_a_store_and_a_run_of_version_1_are_taken_in(store: Store, tmp_path: Pat
             connection.execute(f"ALTER TABLE scores DROP COLUMN {column}")
         for column in ("split", "protocol"):
             connection.execute(f"ALTER TABLE published DROP COLUMN {column}")
+        for column in ("subsets", "uncertain", "reference"):
+            connection.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         connection.execute("DELETE FROM schema_info WHERE version > 1")
     sql = "SELECT run_id, model, metric, value, floor, rank FROM leaderboard WHERE metric = 'fid'"
     rows = store.query(sql).to_pylist()

@@ -90,7 +90,7 @@ def board_text(cells: Sequence[Cell], width: int = 80) -> str:
 
     overall = [cell for cell in cells if cell.subset == "overall"]
     several = len({cell.encoder for cell in overall}) > 1
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("score", no_wrap=True)
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("model", overflow="fold")
