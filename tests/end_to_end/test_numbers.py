@@ -81,6 +81,9 @@ def test_two_runs_are_compared_in_pairs(shop: Desk) -> None:
     assert float(rows["fid", "overall"]["standard_error"]) < 1.05 * float(independent)
     assert rows["fid", "Fracture"]["ci_low"] == ""
     assert any(int(float(row["images_needed"] or 0)) > 200 for row in rows.values())
+    one = shop.run("compare", a, b, "--subset", "macro", "--format", "csv").out
+    assert {row["subset"] for row in csv.DictReader(io.StringIO(one))} == {"macro"}
+    assert "macro" in shop.run("compare", a, b, "--subset", "marco", code=2).err
     shown = shop.run("compare", a, b).out
     assert "a: oracle" in shown and "b: memorizer" in shown
     assert shop.run("compare", a, a, code=2).err.startswith("Error: ")

@@ -93,6 +93,9 @@ def compare(
     second: Annotated[
         str, typer.Argument(help="Another run; with --published, a model of the paper.")
     ],
+    subset: Annotated[
+        str | None, typer.Option(help="One subset, such as overall.", show_default="all")
+    ] = None,
     published: Published = False,
     format: FormatOption = Format.table,
     out: Out = None,
@@ -108,7 +111,7 @@ def compare(
     if published:
         from chexgenbench.store import questions
 
-        result = questions.compare_published(opened, first, second)
+        result = _only(questions.compare_published(opened, first, second), subset)
         columns = ("metric", "encoder", "subset", "value", "published", "difference")
         _show(result, format, out, shown=columns, always=columns[3:])
         ours, theirs = (
@@ -125,14 +128,26 @@ def compare(
         return
     from chexgenbench.workflow.differences import caveats, compare_runs
 
-    result = compare_runs(place, opened, first, second)
+    result = _only(compare_runs(place, opened, first, second), subset)
     if format is Format.table and out is None and result.num_rows:
         for side in "ab":
             print(f"{side}: {result[f'model_{side}'][0]}, run {result[f'run_{side}'][0]}")
     shown = ("metric", "encoder", "subset", "value_a", "value_b", "difference", "ci_low", "ci_high")
-    more = ("p_holm", "better", "settled", "images_needed")
+    more = ("p_holm", "images_needed")
     _show(result, format, out, shown=(*shown, *more), always=("value_a", "difference"))
     _note(caveats(opened, result))
+
+
+def _only(table: pa.Table, subset: str | None) -> pa.Table:
+    """The rows of one subset; `UserError` where there is none of that name."""
+    if subset is None:
+        return table
+    from chexgenbench.errors import unknown_name
+
+    found = table["subset"].to_pylist()
+    if subset not in found:
+        raise unknown_name("subset", subset, found)
+    return table.filter([name == subset for name in found])
 
 
 def _note(notes: Sequence[str]) -> None:
