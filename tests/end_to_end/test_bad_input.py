@@ -24,7 +24,7 @@ def nothing_was_made(desk: Desk) -> bool:
     ("options", "message", "hint"),
     [
         (("--model", "orcale"), "no model named 'orcale'", "'oracle'"),
-        (("--metric", "fdi"), "no metric named 'fdi'", "'fid'"),
+        (("--metric", "fidd"), "no metric named 'fidd'", "'fid'"),
         (("--encoder", "phantom-clap"), "no encoder named 'phantom-clap'", "'phantom-clip'"),
         (("--split", "demoo"), "no split named 'demoo'", "'demo'"),
         (("--suite", "dem"), "no suite named 'dem'", "'demo'"),
@@ -34,7 +34,7 @@ def nothing_was_made(desk: Desk) -> bool:
         (("--model", "phantom-diffusion", "--set", "steps=many"), "steps", "models show"),
         (("--metric", "inception-score@rad-dino"), "rad-dino", "phantom-clip"),
         (("--encoder", "rad-dino", "--metric", "alignment"), "alignment", "--encoder"),
-        (("--encoder", "rad-dino", "--metric", "fid"), "rad-dino", "hf download"),
+        (("--encoder", "rad-dino", "--metric", "fid"), "rad-dino", "encoders fetch rad-dino"),
         (("--split", "missing.csv"), "missing.csv does not exist", ""),
         (("--split", "mimic-cxr"), "MIMIC-CXR", "MIMIC_Splits/README.md"),
         (("--images-root", "nowhere"), "nowhere is not a folder", ""),

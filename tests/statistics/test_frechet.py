@@ -237,6 +237,49 @@ def test_the_fast_solver_and_the_decomposition_agree(monkeypatch: pytest.MonkeyP
     assert fast.standard_error == pytest.approx(slow.standard_error, rel=1e-9)
 
 
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = features(1, 300, 50, 0.3), 0.8 * features(2, 200, 50)
+    whole = frechet_distance(x, y)
+    for tile in (1, 16, 25, 49):
+        monkeypatch.setattr(frechet, "_TILE", tile)
+        tiled = frechet_distance(x, y)
+        assert tiled.value == pytest.approx(whole.value, rel=1e-12)
+        assert tiled.standard_error == pytest.approx(whole.standard_error, rel=1e-10)
+        value = frechet_distance(x, y, interval=False).value
+        assert value == pytest.approx(whole.value, rel=1e-12)
+
+
+@pytest.mark.parametrize("decay", [1.0, 3.0, 8.0])
+def test_ill_conditioned_covariances_agree_with_singular_values(decay: float) -> None:
+    # At decay 8 the s^2 range over 25 digits and the symmetric problem is not taken.
+    x, y = features(1, 300, 40, decay=decay), features(2, 200, 40, 0.3, decay=decay)
+    factors = [np.linalg.qr((z - z.mean(axis=0)) / np.sqrt(len(z) - 1))[1] for z in (x, y)]
+    gap = x.mean(axis=0) - y.mean(axis=0)
+    expected = gap @ gap + sum((factor**2).sum() for factor in factors)
+    expected -= 2 * np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
+    for interval in (True, False):
+        value = frechet_distance(x, y, interval=interval).value
+        assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_rows_are_not_changed() -> None:
+    x, y = features(1, 100, 4), features(2, 90, 4)
+    kept = x.copy(), y.copy()
+    frechet_distance(x, y)
+    frechet_distance(x, y, interval=False)
+    frechet_distance_infinite(x, y)
+    assert (x == kept[0]).all()
+    assert (y == kept[1]).all()
+
+
+def test_rows_that_agree_in_their_first_feature_are_still_different() -> None:
+    x, y = features(1, 200, 8), features(2, 200, 8)
+    x[:, 0] = np.arange(200) % 2
+    assert frechet_distance(x, y).ci_low is not None
+    x[:, 0] = np.arange(200) % 60
+    assert frechet_distance_infinite(x, y).ci_low is not None
+
+
 def test_float32_is_enough_for_the_error_of_wide_features(monkeypatch: pytest.MonkeyPatch) -> None:
     for shift, scale in ((0.0, 1.0), (0.3, 0.7)):
         x = 1e3 * features(1, 300, 48, decay=2.0)

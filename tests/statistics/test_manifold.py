@@ -10,6 +10,7 @@ from prdc import compute_prdc
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 import chexgenbench.statistics.arrays as blocks
+from chexgenbench.statistics import manifold
 from chexgenbench.statistics import precision_recall_density_coverage as prdc
 
 Array = NDArray[np.float64]
@@ -101,6 +102,86 @@ def test_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, estimate in prdc(x, y).items():
             assert estimate.value == whole[name].value
             assert estimate.standard_error == pytest.approx(whole[name].standard_error, rel=1e-12)
+
+
+def hard_sides(kind: str, seed: int) -> tuple[Array, Array]:
+    """Sides for which distances in float32 are far from enough."""
+    random = np.random.default_rng(seed)
+    n, m, d = (int(size) for size in random.integers([40, 40, 1], [160, 160, 40]))
+    x, y = random.normal(size=(n, d)), 0.8 * random.normal(size=(m, d)) + 0.2
+    if kind == "ties":
+        x, y = np.round(2 * x) / 3, np.round(2 * y) / 3
+    elif kind == "copies":
+        x[n // 2 :] = x[: n - n // 2]
+        y[:20] = x[:20]
+    elif kind == "offset":
+        x, y = x + 1e6, y + 1e6
+    elif kind == "two far clusters":
+        x[: n // 2] += 1e4
+        y[: m // 2] += 1e4
+    elif kind == "outliers":
+        x[0] *= 1e5
+        y[-1] *= 1e7
+    elif kind == "tiny":
+        x, y = 1e-30 * x, 1e-30 * y
+    elif kind == "huge":
+        x, y = 1e30 * x, 1e30 * y
+        x[:, 0] *= 1e-12
+    return x, y
+
+
+HARD = pytest.mark.parametrize(
+    "kind",
+    ["plain", "ties", "copies", "offset", "two far clusters", "outliers", "tiny", "huge"],
+)
+
+
+@HARD
+def test_decisions_are_those_of_float64(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(12):
+        x, y = hard_sides(kind, seed)
+        groups = np.arange(len(x)) // 3, np.arange(len(y)) // 2
+        found = []
+        for most_open in (-10.0, 1 / 32, 10.0):  # float64 alone, as it is, single pairs alone
+            monkeypatch.setattr(manifold, "_MOST_OPEN", most_open)
+            found.append(prdc(x, y, k=3, groups_real=groups[0], groups_fake=groups[1]))
+        for other in found[1:]:
+            for name in NAMES:
+                assert other[name].value == found[0][name].value, (kind, seed, name)
+                assert other[name].reason == found[0][name].reason
+                expected, influence = found[0][name].influence, other[name].influence
+                assert (expected is None) == (influence is None)
+                if expected is not None and influence is not None:
+                    for part in ("real", "fake", "probes_real", "probes_fake"):
+                        np.testing.assert_array_equal(
+                            getattr(influence, part), getattr(expected, part)
+                        )
+
+
+@HARD
+def test_float32_bounds_hold(kind: str) -> None:
+    for seed in range(12):
+        x, y = hard_sides(kind, seed)
+        rough = manifold._Rough(x, y)
+        squares = rough.bounds(slice(0, len(x)))
+        gaps = x[:, None].astype(np.longdouble) - y.astype(np.longdouble)
+        truth = (gaps**2).sum(axis=2) / squares.unit
+        assert (squares.low <= truth).all()
+        assert (truth <= squares.low + squares.slack_x[:, None] + squares.slack_y).all()
+        assert squares.slack_x.max() < 1e-4  # of the largest squared norm
+
+
+def test_features_are_decided_in_float32_but_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = []
+    exact = manifold._Squares.below
+
+    def spy(self: manifold._Squares, squared: Array, *, surely: bool = False) -> object:
+        settled.append(self.low.dtype)
+        return exact(self, squared, surely=surely)
+
+    monkeypatch.setattr(manifold._Squares, "below", spy)
+    prdc(features(1, 1000, 64), features(2, 1000, 64, 0.1))
+    assert set(settled) == {np.dtype(np.float32)}
 
 
 def test_contributions_are_those_of_leaving_a_row_out() -> None:

@@ -2,9 +2,10 @@
 
 With covariances S1 = F1' F1 and S2 = F2' F2, the trace of (S1 S2)^(1/2) is the sum of the
 singular values s of M = F1 F2' = U diag(s) V': never an imaginary part, and for n < d, where F1 is
-the centred data itself, M is only [n, m]. For n > d the s^2 are the eigenvalues of the symmetric
-problem S1 S2 v = s^2 v (v = F1' u), which is several times faster; it is taken where rounding
-cannot matter to the sum of the s. docs/performance.md has the times beside scipy's ``sqrtm``.
+the centred data itself, M is only [n, m]. For n > d, with the Cholesky factor F1 = L', the s^2 are
+the eigenvalues of the symmetric M M' = L' S2 L, which is several times faster; it is taken where
+rounding cannot matter to the sum of the s. docs/performance.md has the times beside scipy's
+``sqrtm``.
 
 The same decomposition gives a frame in which both covariances are diag(s): rows
 x~ = diag(s)^(-1/2) V' F2 (x - mean) and y~ = diag(s)^(-1/2) U' F1 (y - mean). There the first and
@@ -43,6 +44,9 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 
 _WIDE = 512
 """From this number of features on a standard error is worked out in float32."""
+
+_TILE = 256
+"""Columns of a triangular product that are done at a time."""
 
 _PARTITIONS = 4
 """Random partitions into halves that are averaged by the extrapolation."""
@@ -157,8 +161,14 @@ def frechet_distance_infinite(
         for _ in range(_PARTITIONS)
         for side in _partition(units, random)
     ]
-    fewest = min(np.unique(units.real).size, np.unique(units.fake).size, _distinct(x), _distinct(y))
-    if fewest < 8 * x.shape[1]:
+    needed = 8 * x.shape[1]
+    fewest = min(
+        np.unique(units.real).size,
+        np.unique(units.fake).size,
+        _distinct(x, needed),
+        _distinct(y, needed),
+    )
+    if fewest < needed:
         reason = f"n < 8 d: {fewest} independent rows, {x.shape[1]} features"
         value = 2 * _value(x, y) - float(np.mean(halves))
         return withheld(value, reason, warning=f"extrapolated from too few rows ({reason})")
@@ -184,25 +194,26 @@ class _Fit:
 
 
 def _fit(real: FloatArray, fake: FloatArray) -> _Fit:
-    from scipy.linalg import eigh
-
     x, y, gap = _centred(real, fake)
-    rows = _regular(x, y)
-    if rows is not None:
-        first, second = rows
-        try:  # S1 S2 v = s^2 v with v = F1' u
-            squares, vectors = eigh(second, first, type=3, driver="gvd", check_finite=False)
-        except np.linalg.LinAlgError:
-            squares = np.zeros(1)
-        if _sure(squares):
-            s = np.sqrt(squares)
-            root = np.sqrt(s)
-            frame_real = vectors.T @ second / (root * s)[:, None]
-            value = _distance(x, y, gap, float(s.sum()))
-            return _Fit(value, x, y, gap, s, frame_real, vectors.T / root[:, None])
+    both = _regular(x, y)
+    if both is not None:
+        first, second = both
+        traces = _traces(first, second)
+        problem = _symmetric(first, second)
+        if problem is not None:
+            lower, product = problem
+            squares, vectors = np.linalg.eigh(product)
+            if _sure(squares):
+                s = np.sqrt(squares)
+                turned = _lower_times(lower, vectors)  # F1' U
+                moved = second @ turned
+                moved /= np.sqrt(s) * s
+                turned /= np.sqrt(s)
+                value = _distance(gap, traces, float(s.sum()))
+                return _Fit(value, x, y, gap, s, moved.T, turned.T)
     left, right = _factor(x), _factor(y)
     u, s, _ = np.linalg.svd(left @ right.T, full_matrices=False)
-    value = _distance(x, y, gap, float(s.sum()))
+    value = _distance(gap, _spread(x) + _spread(y), float(s.sum()))
     # Directions that one side does not have: their part of the derivatives is zero.
     kept = s > 1e-7 * s.max(initial=0.0)
     u, s = u[:, kept], s[kept]
@@ -213,20 +224,15 @@ def _fit(real: FloatArray, fake: FloatArray) -> _Fit:
 
 def _value(real: FloatArray, fake: FloatArray) -> float:
     """The value of :func:`_fit` alone."""
-    from scipy.linalg import eigvalsh
-
     x, y, gap = _centred(real, fake)
-    rows = _regular(x, y)
-    if rows is not None:
-        first, second = rows
-        try:
-            squares = eigvalsh(second, first, type=3, driver="gvd", check_finite=False)
-        except np.linalg.LinAlgError:
-            squares = np.zeros(1)
-        if _sure(squares):
-            return _distance(x, y, gap, float(np.sqrt(squares).sum()))
+    both = _regular(x, y)
+    if both is not None:
+        traces = _traces(*both)
+        cross = _cross(*both)
+        if cross is not None:
+            return _distance(gap, traces, cross)
     singular = np.linalg.svd(_factor(x) @ _factor(y).T, compute_uv=False)
-    return _distance(x, y, gap, float(singular.sum()))
+    return _distance(gap, _spread(x) + _spread(y), float(singular.sum()))
 
 
 def _regular(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray] | None:
@@ -234,6 +240,52 @@ def _regular(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray] | No
     if min(len(x), len(y)) <= x.shape[1]:
         return None
     return _covariance(x), _covariance(y)
+
+
+def _traces(first: FloatArray, second: FloatArray) -> float:
+    return float(np.trace(first) + np.trace(second))
+
+
+def _cross(first: FloatArray, second: FloatArray) -> float | None:
+    """Trace of (S1 S2)^(1/2), or None where rounding could matter to it; S1 is overwritten."""
+    problem = _symmetric(first, second)
+    if problem is None:
+        return None
+    squares = np.asarray(np.linalg.eigvalsh(problem[1]), dtype=np.float64)
+    return float(np.sqrt(squares).sum()) if _sure(squares) else None
+
+
+def _symmetric(first: FloatArray, second: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+    """L of S1 = L L', and the lower triangle of L' S2 L = M M' in the memory of S1.
+
+    None where S1 has no such factor.
+    """
+    try:
+        lower = np.asarray(np.linalg.cholesky(first), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        return None
+    _congruent(second, lower, first)  # fresh memory would cost as much as filling it
+    return lower, first
+
+
+def _congruent(form: FloatArray, lower: FloatArray, product: FloatArray) -> None:
+    """The lower triangle of L' S L into ``product``: a quarter of the work of full products."""
+    width = len(form)
+    for start in range(0, width, _TILE):
+        columns = slice(start, start + _TILE)
+        half = form[start:, start:] @ lower[start:, columns]
+        for row in range(start, width, _TILE):
+            rows = slice(row, row + _TILE)
+            product[rows, columns] = lower[row:, rows].T @ half[row - start :]
+
+
+def _lower_times(lower: FloatArray, matrix: FloatArray) -> FloatArray:
+    """``lower @ matrix`` without the zeros of L."""
+    product = np.empty_like(matrix)
+    for start in range(0, len(lower), _TILE):
+        stop = min(start + _TILE, len(lower))
+        np.matmul(lower[start:stop, :stop], matrix[:stop], out=product[start:stop])
+    return product
 
 
 def _sure(squares: FloatArray) -> bool:
@@ -251,18 +303,23 @@ def _sure(squares: FloatArray) -> bool:
 
 
 def _centred(real: FloatArray, fake: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Both sides less their means, in their own memory, and the difference of the means."""
     # The common offset goes first: features of mean 1e6 would lose their digits in the sums.
     offset = real[0].copy()
-    x, y = real - offset, fake - offset
-    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-    x -= mean_x
-    y -= mean_y
-    return x, y, mean_x - mean_y
+    means = []
+    for rows in (real, fake):
+        rows -= offset
+        means.append(rows.mean(axis=0))
+        rows -= means[-1]
+    return real, fake, means[0] - means[1]
 
 
-def _distance(x: FloatArray, y: FloatArray, gap: FloatArray, cross: float) -> float:
-    trace = float((x**2).sum()) / (len(x) - 1) + float((y**2).sum()) / (len(y) - 1)
-    return max(float(gap @ gap) + trace - 2 * cross, 0.0)
+def _spread(centred: FloatArray) -> float:
+    return float(np.vdot(centred, centred)) / (len(centred) - 1)
+
+
+def _distance(gap: FloatArray, traces: float, cross: float) -> float:
+    return max(float(gap @ gap) + traces - 2 * cross, 0.0)
 
 
 def _factor(centred: FloatArray) -> FloatArray:
@@ -292,13 +349,16 @@ def _singular(x: FloatArray, y: FloatArray) -> str | None:
     width = x.shape[1]
     if (rows := min(len(x), len(y))) <= width:
         return f"n <= d: {rows} rows, {width} features, so the covariance is singular"
-    if (rows := min(_distinct(x), _distinct(y))) <= width:
+    if (rows := min(_distinct(x, width + 1), _distinct(y, width + 1))) <= width:
         return f"n <= d: {rows} different rows, {width} features, so the covariance is singular"
     return None
 
 
-def _distinct(rows: FloatArray) -> int:
-    return len({row.tobytes() for row in rows})
+def _distinct(rows: FloatArray, enough: int) -> int:
+    """The number of different rows, or any number from ``enough`` on if there are as many."""
+    # Rows that differ in one entry are different, which is quicker to see.
+    seen = int(np.unique(rows[:, 0]).size)
+    return seen if seen >= enough else len({row.tobytes() for row in rows})
 
 
 def _influence(fit: _Fit, units: Units) -> Influence:
@@ -308,8 +368,10 @@ def _influence(fit: _Fit, units: Units) -> Influence:
     # error, and the scale keeps them far from the ends of its range.
     scale = float(np.sqrt(fit.singular.mean())) if fit.singular.size else 1.0
     narrow: type[Any] = np.float32 if x.shape[1] >= _WIDE else np.float64
-    x_frame: NDArray[Any] = (x / scale).astype(narrow) @ fit.frame_real.T.astype(narrow)
-    y_frame: NDArray[Any] = (y / scale).astype(narrow) @ fit.frame_fake.T.astype(narrow)
+    x_frame, y_frame = (
+        np.divide(rows, scale, dtype=narrow, casting="same_kind") @ frame.astype(narrow).T
+        for rows, frame in ((x, fit.frame_real), (y, fit.frame_fake))
+    )
     length_x, length_y = (
         scale**2 * np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         for rows in (x_frame, y_frame)
@@ -320,7 +382,8 @@ def _influence(fit: _Fit, units: Units) -> Influence:
     # A probe averages over d^2 directions, so few are needed where d is large.
     count = int(np.clip(2048 // x.shape[1], 2, 64))
     probes = units.probes(count)
-    second_x, second_y = np.empty((n, count)), np.empty((m, count))
+    # Of units that have a sign the terms are never looked at (pair_variance), and left at 0.
+    second_x, second_y = np.zeros((n, count)), np.zeros((m, count))
     singular: NDArray[Any] = (fit.singular / scale**2).astype(narrow)
     weights = singular[:, None] + singular[None, :]
     for column in range(count):
@@ -333,25 +396,35 @@ def _influence(fit: _Fit, units: Units) -> Influence:
         shift /= weights
         mean_shift = signs_x @ x / n - signs_y @ y / m
         level = float(np.diag(shift) @ singular)
-        second_x[:, column] = (
-            scale**2 * (_quadratic(x_frame, shift) - level) / (n - 1) + 2 * (x @ mean_shift) / n
-        )
-        second_y[:, column] = (
-            -(scale**2) * (_quadratic(y_frame, shift) - level) / (m - 1) - 2 * (y @ mean_shift) / m
-        )
+        for second, rows, frame, signs, part in (
+            (second_x, x, x_frame, signs_x, 1 / (n - 1)),
+            (second_y, y, y_frame, signs_y, -1 / (m - 1)),
+        ):
+            silent = signs == 0.0
+            bent = _quadratic(frame[silent], shift) - level
+            moved = rows @ mean_shift / len(rows)
+            second[silent, column] = scale**2 * part * bent + 2 * np.sign(part) * moved[silent]
     return Influence(units, first_x - first_x.mean(), first_y - first_y.mean(), second_x, second_y)
 
 
 def _scatter(rows: NDArray[Any], signs: FloatArray) -> NDArray[Any]:
-    """Sum of sign times row row', over the rows whose sign is not 0."""
-    loud = np.flatnonzero(signs)
-    chosen = rows[loud]
-    scatter: NDArray[Any] = (chosen * signs[loud, None].astype(rows.dtype)).T @ chosen
+    """Sum of sign times row row', for signs of -1, 0 and 1."""
+    # A product with its own transpose is symmetric, which is half of the work.
+    raised, lowered = rows[signs > 0], rows[signs < 0]
+    scatter: NDArray[Any] = raised.T @ raised
+    scatter -= lowered.T @ lowered
     return scatter
 
 
 def _quadratic(rows: NDArray[Any], form: NDArray[Any]) -> FloatArray:
-    values: FloatArray = np.einsum("ij,ij->i", rows @ form, rows, dtype=np.float64)
+    """Row' S row for each row and a symmetric S [d, d], from its upper triangle."""
+    values = np.zeros(len(rows))
+    for start in range(0, len(form), _TILE):
+        stop = min(start + _TILE, len(form))
+        tile = form[:stop, start:stop].copy()
+        tile[:start] *= 2
+        product = rows[:, :stop] @ tile
+        values += np.einsum("ij,ij->i", product, rows[:, start:stop], dtype=np.float64)
     return values
 
 

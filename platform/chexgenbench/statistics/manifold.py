@@ -9,10 +9,12 @@ deleted. Adding up what each row of a patient does alone made the error up to tw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from chexgenbench.statistics.arrays import FloatArray, IntArray, blocks, two_sides
 from chexgenbench.statistics.estimate import Estimate
@@ -29,6 +31,13 @@ from chexgenbench.statistics.sampling import (
 )
 
 __all__ = ["precision_recall_density_coverage"]
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+_Split: TypeAlias = tuple[BoolArray, IntArray, IntArray]
+
+_MOST_OPEN = 1 / 32
+"""Share of the pairs of a block up to which single ones are settled; above it all are made anew."""
 
 _EDGE = 1e-12
 """Distances that differ by less than this share of the squared norms are equal."""
@@ -196,15 +205,10 @@ def _balls(rows: FloatArray, k: int, side: _Side) -> _Balls:
     width = min(k + min(int(side.rows.max()), _MOST_OF_A_UNIT), count - 1)
     distances = np.empty((count, width))
     neighbours = np.empty((count, width), dtype=np.int64)
-    norms = (rows**2).sum(axis=1)
-    for block in blocks(count, 2 * count):  # argpartition makes a second array of that size
-        squares = _squares(rows[block], rows, norms[block], norms)
-        squares[np.arange(block.stop - block.start), np.arange(block.start, block.stop)] = np.inf
-        nearest = np.argpartition(squares, width - 1, axis=1)[:, :width]
-        found = np.take_along_axis(squares, nearest, axis=1)
-        order = np.argsort(found, axis=1)
-        distances[block] = np.take_along_axis(found, order, axis=1)
-        neighbours[block] = np.take_along_axis(nearest, order, axis=1)
+    rough = _Rough(rows, rows)
+    norms = rough.norms_x
+    for block in blocks(count, 2 * count):
+        distances[block], neighbours[block] = _nearest(rough, block, width)
     # Rounding of a square is some 1e-15 of the norms of its two rows.
     distances -= _EDGE * (norms[:, None] + norms[neighbours])
     unit = side.codes[neighbours]
@@ -218,12 +222,133 @@ def _balls(rows: FloatArray, k: int, side: _Side) -> _Balls:
     return _Balls(distances[:, k - 1], grown, without)
 
 
-def _squares(x: FloatArray, y: FloatArray, norms_x: FloatArray, norms_y: FloatArray) -> FloatArray:
-    squares = x @ y.T
-    squares *= -2.0
-    squares += norms_x[:, None]
-    squares += norms_y
-    return squares
+@dataclass(frozen=True, slots=True)
+class _Squares:
+    """Squared distances over ``unit`` [rows of x, rows of y], and what they may be too low by.
+
+    ``low`` is never above the truth, and below it by at most ``slack_x`` of the row and
+    ``slack_y`` of the column together. ``exact`` gives single ones, not over ``unit``.
+    """
+
+    low: NDArray[Any]
+    slack_x: FloatArray
+    slack_y: FloatArray
+    unit: float
+    exact: Callable[[IntArray, IntArray], FloatArray]
+
+    def transposed(self) -> _Squares:
+        return _Squares(
+            self.low.T,
+            self.slack_y,
+            self.slack_x,
+            self.unit,
+            lambda first, second: self.exact(second, first),
+        )
+
+    def below(self, squared: FloatArray, *, surely: bool = False) -> BoolArray:
+        """Which may be less than ``squared`` [rows of x], or surely are."""
+        limits = squared / self.unit
+        if surely:
+            limits -= self.slack_x + self.slack_y.max()
+        below: BoolArray = self.low < limits.astype(self.low.dtype)[:, None]
+        return below
+
+
+class _Rough:
+    """Squared distances of two sides: bounds from a float32 product, and float64 where asked for.
+
+    The product in float32 takes half of the time. Its rounding is bounded, and what the bounds
+    leave open is settled in float64: no decision depends on float32.
+    """
+
+    def __init__(self, x: FloatArray, y: FloatArray) -> None:
+        self.x, self.y = x, y
+        self.norms_x, self.norms_y = (np.einsum("ij,ij->i", rows, rows) for rows in (x, y))
+        largest = max(self.norms_x.max(), self.norms_y.max())
+        # A power of two, exact to divide by, that keeps clear of the ends of float32's range.
+        scale = float(2.0 ** np.ceil(np.log2(largest) / 2)) if largest > 0 else 1.0
+        self.unit = scale**2
+        # With u = 2^-24, as a share of |x|^2 + |y|^2 >= 2 |x||y|: 2 u for rounding the factors, u
+        # for the norms, 2 (d + 2) u for the sum of a product that has the norms in it (Higham
+        # 2002, "Accuracy and Stability of Numerical Algorithms", eq. 3.5), and for the limits
+        # that it is compared with. The second number is for what is below float32's range.
+        width = x.shape[1]
+        share, least = 1.01 * (2 * width + 16) * 2.0**-24, (width + 16) * 2.0**-120
+        below_x, below_y = (
+            share * norms / self.unit + least for norms in (self.norms_x, self.norms_y)
+        )
+        self.slack_x, self.slack_y = 2 * below_x, 2 * below_y
+        # -2 x'y + |x|^2 + |y|^2 as one product: passes over the result would take as long.
+        self.narrow_x = np.empty((len(x), width + 2), dtype=np.float32)
+        self.narrow_y = np.empty((len(y), width + 2), dtype=np.float32)
+        np.multiply(x, -2.0 / scale, out=self.narrow_x[:, :width], casting="same_kind")
+        np.divide(y, scale, out=self.narrow_y[:, :width], casting="same_kind")
+        self.narrow_x[:, width], self.narrow_y[:, width] = self.norms_x / self.unit - below_x, 1.0
+        self.narrow_x[:, width + 1], self.narrow_y[:, width + 1] = (
+            1.0,
+            self.norms_y / self.unit - below_y,
+        )
+
+    def bounds(self, block: slice) -> _Squares:
+        """Rows ``block`` of x against all of y."""
+
+        def exact(first: IntArray, second: IntArray) -> FloatArray:
+            first = first + block.start
+            found: FloatArray = self.norms_x[first] + self.norms_y[second]
+            for part in blocks(first.size, 16 * self.x.shape[1]):  # small enough for the cache
+                left, right = self.x[first[part]], self.y[second[part]]
+                found[part] -= 2.0 * np.einsum("ij,ij->i", left, right)
+            return found
+
+        low = self.narrow_x[block] @ self.narrow_y.T
+        return _Squares(low, self.slack_x[block], self.slack_y, self.unit, exact)
+
+    def exactly(self, block: slice) -> _Squares:
+        """The same in float64, for blocks where the bounds leave much open."""
+        squares = self.x[block] @ self.y.T
+        squares *= -2.0
+        squares += self.norms_x[block, None]
+        squares += self.norms_y
+        none = np.zeros(len(squares)), np.zeros(len(self.y))
+        return _Squares(squares, *none, 1.0, lambda first, second: squares[first, second])
+
+
+def _nearest(rough: _Rough, block: slice, width: int) -> tuple[FloatArray, IntArray]:
+    """Squared distances of each row of ``block`` to its nearest others, in order, and which."""
+    bounds = rough.bounds(block)
+    low, rows = bounds.low, np.arange(block.stop - block.start)
+    low[rows, rows + block.start] = np.inf
+    # The smallest of each of some groups of columns: the width-th of them is an upper bound of
+    # the width-th of all, and much quicker to find.
+    count = low.shape[1]
+    size = max(1, min(16, count // (4 * width)))
+    whole = count // size * size
+    least = low[:, :whole].reshape(rows.size, size, -1).min(axis=1)
+    least = np.concatenate([least, low[:, whole:]], axis=1)
+    limit = np.partition(least, width - 1, axis=1)[:, width - 1].astype(np.float64)
+    limit += bounds.slack_x + bounds.slack_y.max()
+    near = low <= np.nextafter(limit.astype(np.float32), np.float32(np.inf))[:, None]
+    if np.count_nonzero(near) > _MOST_OPEN * near.size + 2 * width * rows.size:
+        squares = rough.exactly(block).low
+        squares[rows, rows + block.start] = np.inf
+        others = np.argpartition(squares, width - 1, axis=1)[:, :width]
+        found = np.take_along_axis(squares, others, axis=1)
+        order = np.argsort(found, axis=1)
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(others, order, axis=1)
+    first, second = _where(near)
+    found = bounds.exact(first, second)
+    order = np.lexsort((found, first))  # by row, then by distance
+    chosen = order[np.searchsorted(first, rows)[:, None] + np.arange(width)]
+    return found[chosen], second[chosen]
+
+
+def _where(mask: BoolArray) -> tuple[IntArray, IntArray]:
+    """``np.nonzero`` of a matrix; several times faster, and ordered as its memory is."""
+    if not mask.flags.c_contiguous:
+        second, first = _where(np.ascontiguousarray(mask.T))
+        return first, second
+    first, second = np.divmod(np.flatnonzero(mask), mask.shape[1])
+    return first, second
 
 
 def _cover(
@@ -231,12 +356,18 @@ def _cover(
 ) -> tuple[_Cover, _Cover]:
     """How balls around x hold rows of y, and the other way round, in one pass."""
     n, m = len(x), len(y)
-    norms_x, norms_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
+    rough = _Rough(x, y)
     by_x, by_y = _Counts(around_x, of_x, of_y), _Counts(around_y, of_y, of_x)
     for block in blocks(n, 3 * m):
-        squares = _squares(x[block], y, norms_x[block], norms_y)
-        by_x.add(squares, owners=block, points=slice(0, m))
-        by_y.add(squares.T, owners=slice(0, m), points=block)
+        bounds = rough.bounds(block)
+        other = bounds.transposed()
+        split_x, split_y = by_x.split(bounds, block), by_y.split(other, slice(0, m))
+        if split_x[1].size + split_y[1].size > _MOST_OPEN * bounds.low.size:
+            bounds = rough.exactly(block)
+            other = bounds.transposed()
+            split_x, split_y = by_x.split(bounds, block), by_y.split(other, slice(0, m))
+        by_x.add(bounds, split_x, owners=block, points=slice(0, m))
+        by_y.add(other, split_y, owners=slice(0, m), points=block)
     return by_x.cover(), by_y.cover()
 
 
@@ -255,23 +386,36 @@ class _Counts:
         self.shared = np.flatnonzero((of_owners.rows > 0) & (of_points.rows > 0))
         self.grown: list[tuple[IntArray, IntArray, IntArray]] = []
 
-    def add(self, squares: FloatArray, *, owners: slice, points: slice) -> None:
+    def split(self, squares: _Squares, owners: slice) -> _Split:
+        """What lies within the balls for sure, and the pairs for which that is to be settled."""
+        inside = squares.below(self.balls.radius[owners], surely=True)
+        reach = np.maximum(self.largest[owners], self.balls.radius[owners])
+        near = squares.below(reach)
+        near &= ~inside
+        return inside, *_where(near)
+
+    def add(self, squares: _Squares, split: _Split, *, owners: slice, points: slice) -> None:
+        """Counts a block; ``split`` is this block's."""
+        from scipy.sparse import coo_array
+
         owner_units, point_units = self.of_owners.codes[owners], self.of_points.codes[points]
-        inside = squares < self.balls.radius[owners, None]
-        owner, point = np.nonzero((squares < self.largest[owners, None]) & ~inside)
-        near = squares[owner, point]
+        inside, owner, point = split
+        distances = squares.exact(owner, point)
+        within = distances < self.balls.radius[owners][owner]
+        inside[owner[within], point[within]] = True
+        owner, point, distances = owner[~within], point[~within], distances[~within]
         for slot in range(self.balls.without.shape[1]):
             unit = self.balls.without[owners, slot][owner]
-            comes = (unit >= 0) & (near < self.balls.grown[owners, slot][owner])
+            comes = (unit >= 0) & (distances < self.balls.grown[owners, slot][owner])
             comes &= unit != point_units[point]
             self.grown.append(
                 (unit[comes], owner[comes] + owners.start, point[comes] + points.start)
             )
-        ones = inside.astype(np.float64)
-        self.in_balls[owners] += ones @ self.of_points.summed[points]
-        self.in_holders[points] += ones.T @ self.of_owners.summed[owners]
+        owner, point = _where(inside)
+        held = coo_array((np.ones(owner.size), (owner, point)), shape=inside.shape)
+        self.in_balls[owners] += held @ self.of_points.summed[points]
+        self.in_holders[points] += held.T @ self.of_owners.summed[owners]
         if self.shared.size:
-            owner, point = np.nonzero(inside)
             own = owner_units[owner] == point_units[point]
             self.own_held[owners] += np.bincount(owner[own], minlength=owner_units.size)
             self.own_holders[points] += np.bincount(point[own], minlength=point_units.size)
