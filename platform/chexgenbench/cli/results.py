@@ -74,7 +74,7 @@ def leaderboard(
     result = questions.leaderboard(
         _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite, published=published
     )
-    where = ("suite", "split", "protocol", "metric", "encoder", "subset")
+    where: tuple[str, ...] = ("suite", "split", "protocol", "metric", "encoder", "subset")
     if published:  # the model says "published", and a note says of what
         where = where[3:]
     shown = (*where, "rank", "model", "value", "ci_low", "ci_high")
