@@ -208,15 +208,18 @@ PLUGIN = """
 from pathlib import Path
 
 from chexgenbench import Encoder, EncoderSpec, UserError, hookimpl
+from chexgenbench.downloads import locate
 from chexgenbench.types import Download, RemoteFile
+
+DOWNLOADS = ({downloads},)
 
 class Mine(Encoder):
     @classmethod
     def weights(cls, parameters, context):
-        path = context.cache / "weights" / "weights.pth"
-        if not path.is_file():
+        found = [path for each in DOWNLOADS for path in locate(each, context.cache).values()]
+        if not all(found):
             raise UserError("The weights of 'mine' are missing.")
-        return [path]
+        return found
 
     def preprocess(self, image):
         raise NotImplementedError
@@ -228,7 +231,7 @@ class Mine(Encoder):
 def chexgenbench_encoders():
     yield EncoderSpec(
         name="mine", summary="a test", load=Mine, outputs={{"features": 3}}, preprocessing="none",
-        downloads=({downloads},),
+        downloads=DOWNLOADS,
     )
 """
 
