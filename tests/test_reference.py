@@ -18,6 +18,7 @@ from chexgenbench.workflow.plan import Options
 from chexgenbench.workflow.reference import Reference, _hash
 from chexgenbench.workflow.run import build_reference, run_suite
 
+QUIET = Progress(quiet=True)
 SCORES = """
     SELECT plugin, metric, encoder, subset, value, standard_error, ci_low, ci_high, floor, matched,
            excess_low, n_real, n_fake, basis, status, warning
@@ -47,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     path = folder / "demo.safetensors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHEXGENBENCH_CACHE", str(cache))
-        built = build_reference(options(folder), path, Progress(quiet=True))
+        built = build_reference(options(folder), path, QUIET)
     assert (built.images, built.encoders, built.credentialed) == (544, ["phantom-clip"], False)
     return path
 
@@ -55,12 +56,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def test_scores_are_those_of_the_images(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet = Progress(quiet=True)
-    with_images = run_suite(options(tmp_path / "a"), quiet)
+    with_images = run_suite(options(tmp_path / "a"), QUIET)
     # Another member: a cache of their own, where no real image was ever drawn or encoded.
     other = tmp_path / "other"
     monkeypatch.setenv("CHEXGENBENCH_CACHE", str(other))
-    with_bundle = run_suite(options(tmp_path / "b", reference=bundle), quiet)
+    with_bundle = run_suite(options(tmp_path / "b", reference=bundle), QUIET)
     assert not (other / "phantom").exists()
     first = Store(Home(tmp_path / "a").store).query(SCORES, with_images.runs).to_pylist()
     second = Store(Home(tmp_path / "b").store).query(SCORES, with_bundle.runs).to_pylist()
@@ -72,10 +72,10 @@ def test_scores_are_those_of_the_images(
 
 
 def test_a_part_of_the_split_finds_its_rows(bundle: Path, tmp_path: Path) -> None:
-    quiet, changes = Progress(quiet=True), SUITE | {"limit": 150}
+    changes = SUITE | {"limit": 150}
     values = []
     for name, reference in (("a", None), ("b", bundle)):
-        done = run_suite(options(tmp_path / name, reference=reference, changes=changes), quiet)
+        done = run_suite(options(tmp_path / name, reference=reference, changes=changes), QUIET)
         sql = "SELECT value, basis FROM scores WHERE run_id = ? AND status = 'ok' ORDER BY basis"
         values.append(Store(Home(tmp_path / name).store).query(sql, done.runs))
     assert values[0].num_rows > 50
@@ -115,7 +115,7 @@ def test_it_holds_no_text_image_or_id(bundle: Path) -> None:
 
 def test_pseudonyms_are_drawn_anew(bundle: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.safetensors"
-    build_reference(options(tmp_path), again, Progress(quiet=True))
+    build_reference(options(tmp_path), again, QUIET)
     assert (load_file(again)["patients"] != load_file(bundle)["patients"]).any()
 
 
@@ -147,7 +147,7 @@ def test_it_is_refused_where_it_does_not_fit(
 ) -> None:
     path = altered(bundle, tmp_path / "x.safetensors", change)
     with pytest.raises(UserError, match=message):
-        run_suite(options(tmp_path, reference=path), Progress(quiet=True))
+        run_suite(options(tmp_path, reference=path), QUIET)
     assert not list((tmp_path / "runs").glob("*/run.json"))  # before anything is made
 
 
@@ -178,15 +178,14 @@ def test_a_bundle_that_lies_is_refused(
 ) -> None:
     path = rebuilt(bundle, tmp_path / "x.safetensors", **tensors)
     with pytest.raises(UserError, match=message):
-        run_suite(options(tmp_path, reference=path), Progress(quiet=True))
+        run_suite(options(tmp_path, reference=path), QUIET)
 
 
 def test_other_features_under_the_same_images_are_another_run(bundle: Path, tmp_path: Path) -> None:
     moved = load_file(bundle)["phantom-clip/features"] + np.float32(1)
     path = rebuilt(bundle, tmp_path / "x.safetensors", **{"phantom-clip__features": moved})
-    quiet = Progress(quiet=True)
-    (honest,) = run_suite(options(tmp_path, reference=bundle), quiet).runs
-    (other,) = run_suite(options(tmp_path, reference=path), quiet).runs
+    (honest,) = run_suite(options(tmp_path, reference=bundle), QUIET).runs
+    (other,) = run_suite(options(tmp_path, reference=path), QUIET).runs
     assert honest != other
     store = Store(Home(tmp_path).store)
     known = store.query("SELECT DISTINCT reference FROM runs").column(0).to_pylist()
@@ -207,4 +206,11 @@ def test_damage_is_noticed(bundle: Path, tmp_path: Path) -> None:
 
 def test_what_it_is_written_to_must_make_sense(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safetensors"):
-        build_reference(options(tmp_path), tmp_path / "x.zip", Progress(quiet=True))
+        build_reference(options(tmp_path), tmp_path / "x.zip", QUIET)
+    (tmp_path / "file").write_text("")
+    # Before an image is drawn or encoded, and not when all is done.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHEXGENBENCH_CACHE", str(tmp_path / "cold"))
+        with pytest.raises(UserError, match="cannot be written"):
+            build_reference(options(tmp_path), tmp_path / "file" / "x.safetensors", QUIET)
+    assert not (tmp_path / "cold" / "phantom").exists()

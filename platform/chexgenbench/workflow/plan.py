@@ -312,17 +312,25 @@ def check_folders(home: Home) -> None:
     Raises:
         UserError: one cannot.
     """
+    hint = "Mend its permissions, or work elsewhere: --home FOLDER (the cache: CHEXGENBENCH_CACHE)."
     for folder in (home.results, home.runs, home.cache):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise UserError(
-                f"The folder {folder} cannot be written: {error.strerror or error}.",
-                hint="Mend its permissions, or work elsewhere: --home FOLDER "
-                "(the cache: CHEXGENBENCH_CACHE).",
-            ) from error
+        check_folder(folder, hint)
+
+
+def check_folder(folder: Path, hint: str) -> None:
+    """Makes the folder where it is missing, and a file in it that goes again.
+
+    Raises:
+        UserError: that fails; with the hint.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written: {error.strerror or error}.", hint=hint
+        ) from error
 
 
 def _check_disk(home: Home, generations: Sequence[Generation]) -> None:

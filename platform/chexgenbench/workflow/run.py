@@ -37,7 +37,7 @@ from chexgenbench.store.run_directory import (
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from chexgenbench.workflow.differences import influence_table, settle
-from chexgenbench.workflow.plan import Options, Plan, make_plan, plan_models
+from chexgenbench.workflow.plan import Options, Plan, check_folder, make_plan, plan_models
 from chexgenbench.workflow.reference import RealSide, write_reference
 
 
@@ -234,6 +234,7 @@ def build_reference(options: Options, path: Path, progress: Progress) -> BuiltRe
     plan = make_plan(options, models=False, metrics=False)
     if path.is_dir() or path.suffix != ".safetensors":
         raise UserError(f"The bundle {path} must be a file with the ending .safetensors.")
+    check_folder(path.absolute().parent, "Name another place for the bundle.")
     if not plan.prompts.has_image().any():
         raise UserError(
             f"The split {plan.split.name!r} names no folder of real images.",
