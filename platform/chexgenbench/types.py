@@ -325,12 +325,12 @@ class Sample:
         """
         return self.prompts if self.patients is None else self.patients
 
-    def answers(self, real: Sample) -> NDArray[np.int64]:
-        """For each row the row of `real` with the same prompt, -1 where there is none."""
+    def answers(self, other: Sample) -> NDArray[np.int64]:
+        """For each row the first row of `other` with the same prompt, -1 where there is none."""
         import numpy as np
 
-        order = np.argsort(real.prompts, kind="stable")
-        ranked = real.prompts[order]
+        order = np.argsort(other.prompts, kind="stable")
+        ranked = other.prompts[order]
         if not len(ranked):
             return np.full(len(self), -1, np.int64)
         place = np.searchsorted(ranked, self.prompts).clip(max=len(ranked) - 1)

@@ -53,13 +53,12 @@ def take_floor(
         known: floors by basis and rows; what is found is added.
         seed: chooses the halves.
     """
-    prompts, first = np.unique(fake.prompts, return_index=True)
-    answered = np.flatnonzero(np.isin(real.prompts, prompts))
+    answers = real.answers(fake)
+    answered = np.flatnonzero(answers >= 0)
     pairs = list(_halvings(real.units[answered], seed))
     if not pairs:
         return {}
     key = digest([basis, real.prompts[answered].tolist()])
-    answer = {int(prompt): int(row) for prompt, row in zip(prompts, first, strict=True)}
     floors = known.get(key)
     matched: list[dict[str, UnitInfluence]] = []
     new: list[dict[str, UnitInfluence]] = []
@@ -69,8 +68,7 @@ def take_floor(
             if floors is None:
                 right = real.take(answered[other])
                 new.append(_keep(compare(left, right), left, right, names))
-            rows = np.asarray([answer[int(row)] for row in real.prompts[answered[other]]])
-            made = fake.take(rows)
+            made = fake.take(answers[answered[other]])
             matched.append(_keep(compare(left, made), left, made, names))
     except Exception:  # a metric is a plugin; the score itself stands without its floor
         return {}
