@@ -262,7 +262,7 @@ def _macro(world: World, other: World, statistic: Callable[..., object]) -> Draw
                 one = statistic(x[rows], y[rows], **groups)
                 parts.append(UnitInfluence.of(one, names[rows], names[rows]))
             means.append(macro_average(parts))
-        return {"": means[0][0], "difference": difference(means[0][1], means[1][1])}
+        return {"": means[0].estimate(), "difference": difference(*means)}
 
     return draw
 

@@ -229,6 +229,27 @@ def test_the_excess_of_a_rare_finding_is_as_sure_as_it_says(n: int) -> None:
     assert 0.905 <= np.mean(held) <= 0.995
 
 
+def test_a_metric_that_fails_on_halves_says_so(prompts: PromptTable, encoder: EncoderPlan) -> None:
+    class Frail(SetMetric):
+        def score(self, real: Sample, fake: Sample) -> Mapping[str, Estimate]:
+            if len(real) < N:
+                raise RuntimeError("too frail for halves")
+            return {"frail": Estimate(1.0)}
+
+    spec = MetricSpec(
+        name="frail",
+        summary="",
+        load=Frail,
+        metric="set",
+        scores=(ScoreSpec(name="frail", higher_is_better=True),),
+        floor=True,
+    )
+    plan = MetricPlan(Plugin(spec, "t"), Parameters(), ("e",))
+    found = indexed(score(sides(prompts), [plan], [encoder], seed=0)[0])["frail", OVERALL]
+    assert (found.status, found.value, found.floor) == ("ok", 1.0, None)
+    assert found.warning == "no floor: RuntimeError: too frail for halves"
+
+
 def test_a_half_without_variation_leaves_the_excess_an_interval() -> None:
     """In small subsets some half is often covered as a whole."""
     random = np.random.default_rng(3)

@@ -109,7 +109,7 @@ def test_the_legacy_protocol_stays_by_itself(shop: Desk) -> None:
 
 def test_published_numbers_on_other_encoders_are_refused(shop: Desk) -> None:
     done = shop.run("leaderboard", "--published")
-    assert "no published number is on an encoder of these runs" in done.err
+    assert "no published number is of a score and an encoder of these runs" in done.err
     refused = shop.run("compare", run_of(shop, "oracle"), "sana", "--published", code=2)
     assert "phantom-clip" in refused.err and "rad-dino" in refused.err
     assert (

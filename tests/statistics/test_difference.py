@@ -276,14 +276,14 @@ def test_the_same_subset_twice_is_no_more_certain() -> None:
     labels = design(120)["groups_real"]
     for name, statistic in STATISTICS.items():
         one = UnitInfluence.of(statistic(x, y, **design(120)), labels, labels)
-        mean, _ = macro_average([one, one])
+        mean = macro_average([one, one]).estimate()
         assert mean.value == one.value
         assert error(mean) == pytest.approx(np.sqrt(one.variance()), rel=1e-5), name
 
 
 def test_disjoint_subsets_are_independent() -> None:
     a, b = values(1, 20), values(2, 10)
-    mean, _ = macro_average([kept(a, names(20, "p")), kept(b, names(10, "q"))])
+    mean = macro_average([kept(a, names(20, "p")), kept(b, names(10, "q"))]).estimate()
     parts = a.var(ddof=1) / 20, b.var(ddof=1) / 10
     assert mean.value == pytest.approx((a.mean() + b.mean()) / 2, rel=1e-12)
     assert error(mean) == pytest.approx(np.sqrt(sum(parts)) / 2, rel=1e-9)
@@ -297,7 +297,8 @@ def test_overlapping_subsets_share_their_units() -> None:
     labels = names(30)
     rows = [np.arange(20), np.arange(10, 30), np.arange(0, 30, 2)]
     parts = [kept(numbers[at], [labels[i] for i in at]) for at in rows]
-    mean, units = macro_average(parts)
+    units = macro_average(parts)
+    mean = units.estimate()
     expected = np.zeros(30)
     for at in rows:
         own = numbers[at] - numbers[at].mean()
@@ -317,7 +318,8 @@ def test_averages_of_two_models_are_compared_unit_by_unit() -> None:
         averages.append(
             macro_average([kept(numbers[at], [labels[i] for i in at]) for at in subsets])
         )
-    (one, a), (two, b) = averages
+    a, b = averages
+    one, two = a.estimate(), b.estimate()
     found = difference(a, b)
     assert found.value == pytest.approx(two.value - one.value, rel=1e-12)
     assert error(found) < 0.4 * np.hypot(error(one), error(two))
@@ -325,7 +327,8 @@ def test_averages_of_two_models_are_compared_unit_by_unit() -> None:
 
 def test_an_average_needs_every_error() -> None:
     known = kept(values(1, 5), names(5))
-    mean, units = macro_average([known, UnitInfluence.unknown(2.0, "n <= d: 4 rows")])
+    units = macro_average([known, UnitInfluence.unknown(2.0, "n <= d: 4 rows")])
+    mean = units.estimate()
     assert mean.value == pytest.approx((known.value + 2.0) / 2)
     assert mean.standard_error is None
     assert mean.reason == "no error for 1 of 2 subsets: n <= d: 4 rows"
@@ -348,8 +351,9 @@ def test_subsets_that_know_their_units_by_other_keys_are_not_corrected() -> None
             own,
         )
 
-    known, _ = macro_average([part(one, grouped=True), part(two, grouped=True)])
-    unknown, units = macro_average([part(one, grouped=False), part(two, grouped=False)])
+    known = macro_average([part(one, grouped=True), part(two, grouped=True)]).estimate()
+    units = macro_average([part(one, grouped=False), part(two, grouped=False)])
+    unknown = units.estimate()
     assert units.probes.shape[1] == 0
     assert error(unknown) == pytest.approx(np.sqrt((units.first**2).sum()), rel=1e-12)
     assert error(known) < 0.95 * error(unknown)

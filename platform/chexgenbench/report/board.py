@@ -79,7 +79,7 @@ def interval(cell: Cell) -> str:
     return f"{number(cell.ci_low)} to {number(cell.ci_high)}"
 
 
-def board_text(cells: Sequence[Cell], width: int = 80) -> str:
+def board_text(cells: Sequence[Cell]) -> str:
     """The overall scores for the terminal: a line a score and run, the best first.
 
     Runs that nothing sets apart share a rank.
@@ -113,7 +113,7 @@ def board_text(cells: Sequence[Cell], width: int = 80) -> str:
             )
         table.add_section()
     out = io.StringIO()
-    Console(file=out, width=width).print(table)
+    Console(file=out, width=80).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from chexgenbench.files import digest
 from chexgenbench.statistics.difference import UnitInfluence, difference, macro_average
 from chexgenbench.statistics.estimate import Estimate
-from chexgenbench.types import Sample
+from chexgenbench.statistics.sampling import ALL_AGREE, NO_VARIATION
+from chexgenbench.types import NotApplicable, Sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def take_floor(
                 new.append(_keep(compare(left, right), left, right, names))
             made = fake.take(answers[answered[other]])
             matched.append(_keep(compare(left, made), left, made, names))
-    except Exception:  # a metric is a plugin; the score itself stands without its floor
+    except NotApplicable:  # the halves are too small
         return {}
     floors = known.setdefault(key, new) if floors is None else floors
     result: dict[str, dict[str, Any]] = {}
@@ -94,22 +95,39 @@ def take_floor(
 def _average(parts: Sequence[UnitInfluence]) -> UnitInfluence:
     """The mean over halvings of the same rows."""
     # A share of exactly 1 or 0 in one halving says nothing of its error; the others do.
-    quiet = [part.reason is not None and "no variation" in part.reason for part in parts]
+    quiet = [part.reason in (NO_VARIATION, ALL_AGREE) for part in parts]
     if any(quiet) and not all(quiet):
         parts = [
             replace(part, reason=None, degrees_of_freedom=math.inf) if silent else part
             for part, silent in zip(parts, quiet, strict=True)
         ]
-    mean = macro_average(parts)[1]
+    mean = macro_average(parts)
     # Halvings of one subset are no independent samples: together they know their error no better.
     return replace(mean, degrees_of_freedom=min(part.degrees_of_freedom for part in parts))
+
+
+def keep_influence(
+    estimate: Estimate, fake: NDArray[np.str_], real: NDArray[np.str_] | None = None
+) -> UnitInfluence:
+    """What to keep of an estimate, given the unit's name of each row, whichever sides it used.
+
+    Args:
+        real: None where the metric sees no real images.
+    """
+    influence = estimate.influence
+    try:
+        if influence is None or influence.units.real.size == 0 or real is None:
+            return UnitInfluence.of(estimate, fake)
+        return UnitInfluence.of(estimate, fake, real)
+    except (ValueError, AttributeError, TypeError):  # a plugin's own influence may be anything
+        return UnitInfluence.unknown(estimate.value, "its influence does not fit the rows")
 
 
 def _keep(
     found: Mapping[str, Estimate], real: Sample, fake: Sample, names: NDArray[np.str_]
 ) -> dict[str, UnitInfluence]:
     return {
-        name: UnitInfluence.of(estimate, names[fake.units], names[real.units])
+        name: keep_influence(estimate, names[fake.units], names[real.units])
         for name, estimate in found.items()
     }
 

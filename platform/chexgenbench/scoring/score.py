@@ -6,14 +6,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from chexgenbench.features.extract import EncoderPlan, read_texts
 from chexgenbench.files import digest
 from chexgenbench.registry import Plugin
-from chexgenbench.scoring.floor import Floors, take_floor
+from chexgenbench.scoring.floor import Floors, keep_influence, take_floor
 from chexgenbench.scoring.subsets import MACRO, subset_masks
 from chexgenbench.splits.prompts import PromptTable
 from chexgenbench.statistics import Estimate, mean_estimate
@@ -243,30 +243,24 @@ def _set_metric(
         return compare(real, fake)
 
     def keep(_name: str, estimate: Estimate) -> UnitInfluence:
-        return _kept(estimate, encoded.names, fake, real)
+        return keep_influence(estimate, encoded.names[fake.units], encoded.names[real.units])
 
     basis = setting.basis_of(plan, encoded, subset)
     found = list(_scores(plan, encoded, subset, basis, len(real), len(fake), run, keep))
     if plan.plugin.spec.floor and any(item.status == "ok" for item in found):
-        excess = take_floor(
-            compare, real, fake, encoded.names, setting.floors, basis, seed=setting.seed
-        )
-        found = [replace(item, **excess.get(item.metric, {})) for item in found]
+        floors: dict[str, dict[str, Any]] = {}
+        try:
+            floors = take_floor(
+                compare, real, fake, encoded.names, setting.floors, basis, seed=setting.seed
+            )
+        except Exception as error:  # the score itself stands
+            why = f"no floor: {type(error).__name__}: {error}"
+            found = [
+                replace(item, warning="; ".join(filter(None, (item.warning, why))))
+                for item in found
+            ]
+        found = [replace(item, **floors.get(item.metric, {})) for item in found]
     yield from found
-
-
-def _kept(
-    estimate: Estimate, names: NDArray[np.str_], fake: Sample, real: Sample | None = None
-) -> UnitInfluence:
-    """What to keep of an estimate, its units by name, whichever sides it used."""
-    influence = estimate.influence
-    one_sided = influence is None or influence.units.real.size == 0 or real is None
-    try:
-        return UnitInfluence.of(
-            estimate, names[fake.units], () if one_sided or real is None else names[real.units]
-        )
-    except (ValueError, AttributeError, TypeError):  # a plugin's own influence may be anything
-        return UnitInfluence.unknown(estimate.value, "its influence does not fit the rows")
 
 
 def _sample_metric(
@@ -306,7 +300,7 @@ def _sample_metric(
             }
 
         def keep(_name: str, estimate: Estimate, index: NDArray[np.int64] = index) -> UnitInfluence:
-            return _kept(estimate, encoded.names, fake.take(index))
+            return keep_influence(estimate, encoded.names[fake.units[index]])
 
         basis = setting.basis_of(plan, encoded, subset)
         scores.extend(_scores(plan, encoded, subset, basis, 0, len(index), run, keep))
@@ -333,7 +327,8 @@ def _macro(
         for name, row in parts.items():
             there = [part.influence for part in row if part.influence is not None]
             if there:
-                means[name], kept[name] = macro_average(there)
+                kept[name] = macro_average(there)
+                means[name] = kept[name].estimate()
         _require(bool(means), "no finding has this score")
         return means
 

@@ -10,9 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
+BoolArray: TypeAlias = NDArray[np.bool_]
 
 BLOCK_BYTES = 48 * 2**20
 """Size of one block of a pairwise matrix: beyond some 30 MB larger blocks are not faster."""
+
+
+EDGE = 1e-12
+"""Squared distances that differ by less than this share of the squared norms are equal."""
 
 
 def matrix(name: str, data: ArrayLike, *, minimum: int = 1) -> FloatArray:
@@ -73,3 +78,20 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, BLOCK_BYTES // (8 * max(columns, 1)))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def squared_distances(x: FloatArray, y: FloatArray, norms_y: FloatArray) -> FloatArray:
+    """|x - y|^2 of all pairs [n, m], off by some 1e-15 of |x|^2 + |y|^2; ``norms_y`` is |y|^2."""
+    squares: FloatArray = x @ y.T
+    squares *= -2.0
+    squares += (x**2).sum(axis=1)[:, None]
+    squares += norms_y
+    return squares
+
+
+def order_by_content(rows: FloatArray) -> IntArray:
+    """An order of the rows that does not depend on the order in which they came."""
+    from hashlib import blake2b
+
+    keys = [blake2b((row + 0.0).tobytes(), digest_size=16).digest() for row in rows]
+    return np.array(sorted(range(len(rows)), key=keys.__getitem__), dtype=np.int64)

@@ -96,20 +96,19 @@ class UnitInfluence:
         if influence is None:
             return cls.unknown(estimate.value, estimate.reason or "no influence is known")
         units = influence.units
-        names: list[str] = [""] * units.count
+        names = np.empty(units.count, dtype=object)
         for codes, labels in ((units.fake, fake), (units.real, real)):
             if len(labels) != codes.size:
                 raise ValueError(
                     f"expected a name for each of {codes.size} rows, got {len(labels)}"
                 )
             # Backwards, so that the first row of a unit has the last word.
-            for code, label in zip(codes[::-1].tolist(), list(labels)[::-1], strict=True):
-                names[code] = str(label)
+            names[codes[::-1]] = [str(label) for label in labels][::-1]
         freedom = influence.degrees_of_freedom()
         first, probes = influence.by_unit(), influence.second_by_unit()[:, :MOST_PROBES]
         kept = cls(
             estimate.value,
-            np.array(names),
+            names.astype(np.str_),
             first,
             probes.astype(np.float32),
             units.named(),
@@ -200,7 +199,7 @@ def difference(a: UnitInfluence | Estimate, b: UnitInfluence | Estimate) -> Esti
     return found
 
 
-def macro_average(scores: Sequence[UnitInfluence]) -> tuple[Estimate, UnitInfluence]:
+def macro_average(scores: Sequence[UnitInfluence]) -> UnitInfluence:
     """Mean of a score over subsets that share units, for example over the findings.
 
     Args:
@@ -208,9 +207,10 @@ def macro_average(scores: Sequence[UnitInfluence]) -> tuple[Estimate, UnitInflue
             both, so their errors are not independent; units meet by name.
 
     Returns:
-        The mean, each subset weighing the same, with a symmetric 95 % t interval for the mean of
-        the scores' expectations, and what each unit contributed to it, for a :func:`difference`
-        of two models. The interval needs an error for every subset and is withheld otherwise.
+        What each unit contributed to the mean, each subset weighing the same: its ``estimate()``
+        has a symmetric 95 % t interval for the mean of the scores' expectations, and a
+        :func:`difference` of two models takes it as it is. The interval needs an error for every
+        subset and is withheld otherwise.
         Second-order terms are added too where the subsets know a unit by one key (patients or
         prompts given as groups); where they do not, their variance is counted twice, which makes
         the interval too wide. Degrees of freedom after Satterthwaite, as if the subsets were
@@ -223,7 +223,7 @@ def macro_average(scores: Sequence[UnitInfluence]) -> tuple[Estimate, UnitInflue
 
     >>> from chexgenbench.statistics import mean_estimate
     >>> parts = [UnitInfluence.of(mean_estimate([1.0, 3.0]), names) for names in ("ab", "bc")]
-    >>> macro_average(parts)[0].value
+    >>> macro_average(parts).estimate().value
     2.0
     """
     if not scores:
@@ -233,14 +233,13 @@ def macro_average(scores: Sequence[UnitInfluence]) -> tuple[Estimate, UnitInflue
     missing = [score.reason for score in scores if score.reason is not None]
     if missing:
         reason = f"no error for {len(missing)} of {len(scores)} subsets: {missing[0]}"
-        return withheld(value, reason), UnitInfluence.unknown(value, reason)
+        return UnitInfluence.unknown(value, reason)
     parts = [(score.variance(), score.degrees_of_freedom) for score in scores]
     total = sum(variance for variance, _ in parts)
     doubt = sum(variance**2 / freedom for variance, freedom in parts if variance > 0 < freedom)
     lone = any(variance > 0 >= freedom for variance, freedom in parts)
     freedom = 0.0 if lone else total**2 / doubt if doubt else math.inf
-    mean = _combined([(share, score) for score in scores], value, freedom, "linear")
-    return mean.estimate(), mean
+    return _combined([(share, score) for score in scores], value, freedom, "linear")
 
 
 def p_value(estimate: Estimate) -> float | None:

@@ -21,12 +21,12 @@ between positive definite matrices").
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chexgenbench.statistics.arrays import FloatArray, two_sides
+from chexgenbench.statistics.arrays import BoolArray, FloatArray, two_sides
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import (
     Groups,
@@ -40,7 +40,6 @@ from chexgenbench.statistics.sampling import (
 
 __all__ = ["frechet_distance", "frechet_distance_infinite"]
 
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 _WIDE = 512
 """From this number of features on a standard error is worked out in float32."""

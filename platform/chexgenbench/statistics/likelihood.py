@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chexgenbench.statistics.arrays import FloatArray, IntArray, blocks, two_sides
+from chexgenbench.statistics.arrays import (
+    EDGE,
+    FloatArray,
+    IntArray,
+    blocks,
+    order_by_content,
+    squared_distances,
+    two_sides,
+)
 from chexgenbench.statistics.estimate import Estimate
-from chexgenbench.statistics.novelty import EDGE, order_by_content, squared_distances
 from chexgenbench.statistics.sampling import Groups, estimate, linear, units_of, withheld
 
 if TYPE_CHECKING:
@@ -143,24 +150,28 @@ def _divided(
 
 @dataclass(frozen=True, slots=True)
 class _Distances:
-    """Squared distances of rows to centres, block of rows by block, kept where they fit."""
+    """Squared distances of rows to centres, block of rows by block.
+
+    ``kept`` is a list where they are wanted again, and holds those that fit; else None.
+    """
 
     rows: FloatArray
     centres: FloatArray
-    kept: list[FloatArray]
+    kept: list[FloatArray] | None
 
     def __iter__(self) -> Iterator[tuple[slice, FloatArray]]:
         norms = (self.centres**2).sum(axis=1)
-        keep = 8 * len(self.rows) * len(self.centres) <= _CACHE_BYTES
+        fits = 8 * len(self.rows) * len(self.centres) <= _CACHE_BYTES
+        kept = self.kept if self.kept is not None and fits else None
         for number, part in enumerate(blocks(len(self.rows), 2 * len(self.centres))):
-            if number < len(self.kept):
-                yield part, self.kept[number]
+            if kept is not None and number < len(kept):
+                yield part, kept[number]
                 continue
             squares = squared_distances(self.rows[part], self.centres, norms)
             slack = (self.rows[part] ** 2).sum(axis=1)[:, None] + norms
             squares[squares <= EDGE * slack] = 0.0
-            if keep:
-                self.kept.append(squares)
+            if kept is not None:
+                kept.append(squares)
             yield part, squares
 
 
@@ -207,7 +218,7 @@ def _evaluated(centres: FloatArray, logs: FloatArray, rows: FloatArray) -> Float
     """Negative log-likelihood of each row [n] under the mixture, over d."""
     count, width = centres.shape
     costs = np.empty(len(rows))
-    for part, squares in _Distances(rows, centres, []):
+    for part, squares in _Distances(rows, centres, None):
         densities = _log_densities(squares, logs, width)
         largest = densities.max(axis=1)
         densities -= largest[:, None]

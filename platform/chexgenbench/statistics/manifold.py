@@ -16,9 +16,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chexgenbench.statistics.arrays import FloatArray, IntArray, blocks, two_sides
+from chexgenbench.statistics.arrays import (
+    EDGE,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    blocks,
+    squared_distances,
+    two_sides,
+)
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import (
+    ALL_AGREE,
     MOST_PROBES,
     Groups,
     Influence,
@@ -32,15 +41,11 @@ from chexgenbench.statistics.sampling import (
 
 __all__ = ["precision_recall_density_coverage"]
 
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 _Split: TypeAlias = tuple[BoolArray, IntArray, IntArray]
 
 _MOST_OPEN = 1 / 32
 """Share of the pairs of a block up to which single ones are settled; above it all are made anew."""
-
-_EDGE = 1e-12
-"""Distances that differ by less than this share of the squared norms are equal."""
 
 _FEWEST_BALLS = 10
 """Below that many balls that hold anything, chance decides how many rows the largest holds."""
@@ -210,7 +215,7 @@ def _balls(rows: FloatArray, k: int, side: _Side) -> _Balls:
     for block in blocks(count, 2 * count):
         distances[block], neighbours[block] = _nearest(rough, block, width)
     # Rounding of a square is some 1e-15 of the norms of its two rows.
-    distances -= _EDGE * (norms[:, None] + norms[neighbours])
+    distances -= EDGE * (norms[:, None] + norms[neighbours])
     unit = side.codes[neighbours]
     grown, without = np.empty((count, k)), unit[:, :k].copy()
     for slot in range(k):
@@ -305,10 +310,7 @@ class _Rough:
 
     def exactly(self, block: slice) -> _Squares:
         """The same in float64, for blocks where the bounds leave much open."""
-        squares = self.x[block] @ self.y.T
-        squares *= -2.0
-        squares += self.norms_x[block, None]
-        squares += self.norms_y
+        squares = squared_distances(self.x[block], self.y, self.norms_y)
         none = np.zeros(len(squares)), np.zeros(len(self.y))
         return _Squares(squares, *none, 1.0, lambda first, second: squares[first, second])
 
@@ -458,7 +460,7 @@ class _Score:
         self, units: Units, balls: int, scale: Scale, *, owner: str = "real", high: float = 1.0
     ) -> Estimate:
         if scale == "logit" and not 0.0 < self.value < 1.0:
-            return withheld(self.value, "all rows agree, which shows no variation")
+            return withheld(self.value, ALL_AGREE)
         if balls < _FEWEST_BALLS:
             return withheld(
                 self.value, f"only {balls} independent balls hold a row, {_FEWEST_BALLS} needed"

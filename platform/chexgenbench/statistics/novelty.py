@@ -12,9 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chexgenbench.statistics.arrays import FloatArray, IntArray, blocks, two_sides
+from chexgenbench.statistics.arrays import (
+    EDGE,
+    FloatArray,
+    IntArray,
+    blocks,
+    order_by_content,
+    squared_distances,
+    two_sides,
+)
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import (
+    ALL_AGREE,
     Groups,
     Pairs,
     estimate,
@@ -24,9 +33,6 @@ from chexgenbench.statistics.sampling import (
 )
 
 __all__ = ["authenticity", "ct_score"]
-
-EDGE = 1e-12
-"""Squared distances that differ by less than this share of the squared norms are equal."""
 
 _STARTS = 10
 """Starts of k-means, of which the best is kept."""
@@ -91,7 +97,7 @@ def authenticity(
     value = float(new.mean())
     influence = linear(units, (new - value) / len(x))
     if not 0.0 < value < 1.0:
-        return withheld(value, "all rows agree, which shows no variation", influence=influence)
+        return withheld(value, ALL_AGREE, influence=influence)
     return estimate(value, influence, scale="logit")
 
 
@@ -188,23 +194,6 @@ def ct_score(
         reason = "every generated row is on one side of every test row, which shows no variation"
         return withheld(value, reason, warning=warning, influence=influence)
     return estimate(value, influence, warning=warning)
-
-
-def squared_distances(x: FloatArray, y: FloatArray, norms_y: FloatArray) -> FloatArray:
-    """|x - y|^2 of all pairs [n, m], off by some 1e-15 of |x|^2 + |y|^2; ``norms_y`` is |y|^2."""
-    squares: FloatArray = x @ y.T
-    squares *= -2.0
-    squares += (x**2).sum(axis=1)[:, None]
-    squares += norms_y
-    return squares
-
-
-def order_by_content(rows: FloatArray) -> IntArray:
-    """An order of the rows that does not depend on the order in which they came."""
-    from hashlib import blake2b
-
-    keys = [blake2b((row + 0.0).tobytes(), digest_size=16).digest() for row in rows]
-    return np.array(sorted(range(len(rows)), key=keys.__getitem__), dtype=np.int64)
 
 
 def _nearest(rows: FloatArray, targets: FloatArray) -> tuple[FloatArray, IntArray]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chexgenbench.statistics.arrays import FloatArray, two_sides
+from chexgenbench.statistics.arrays import BoolArray, FloatArray, two_sides
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.frechet import _Fit, _fit, _influence, _singular, _value
 from chexgenbench.statistics.sampling import (
@@ -23,7 +23,6 @@ from chexgenbench.statistics.sampling import (
 
 __all__ = ["frechet_radiomics_distance"]
 
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 _NOTHING = 1e-10
 """Share of the variance below which a distance is rounding: its logarithm would be noise."""

@@ -40,6 +40,7 @@ MOST_PROBES = 16
 a third or better, and the 64 of some statistics would be four times the storage."""
 
 NO_VARIATION = "no variation between the units"
+ALL_AGREE = "all rows agree, which shows no variation"
 _ONE_UNIT = "one independent unit only"
 _ONE_OUTWEIGHS = "one unit outweighs the others"
 

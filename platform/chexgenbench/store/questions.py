@@ -119,10 +119,7 @@ def published_caveats(board: pa.Table) -> list[str]:
     rows = board.select(["model", "suite", "split", "protocol", "run_id"]).to_pylist()
     ours = [row for row in rows if row["suite"] != "published"]
     if len(ours) == len(rows):
-        return [
-            "no published number is on an encoder of these runs: the paper's are on rad-dino "
-            "and biovil-t"
-        ]
+        return ["no published number is of a score and an encoder of these runs"]
     theirs = next(row for row in rows if row["suite"] == "published")
     notes = {
         row["warning"]
@@ -170,11 +167,16 @@ def compare_published(store: Store, run: str, model: str) -> pa.Table:
         used = store.query(
             "SELECT DISTINCT encoder FROM scores WHERE run_id = ? ORDER BY encoder", [chosen]
         )
+        theirs = store.query(
+            "SELECT encoder, string_agg(DISTINCT metric, ', ' ORDER BY metric) AS metrics "
+            "FROM published WHERE model = ? AND encoder <> '' GROUP BY encoder ORDER BY encoder",
+            [model],
+        ).to_pylist()
+        listed = " and ".join(f"{row['encoder']} ({row['metrics']})" for row in theirs)
         raise UserError(
             f"Run {chosen} has no score that the paper has for {model!r}: it used "
-            f"{', '.join(used.column(0).to_pylist())}; the paper's numbers are on rad-dino "
-            "(fid, kid, precision, recall, density, coverage) and biovil-t (alignment).",
-            hint="Score the same images on those: --encoder rad-dino --protocol legacy",
+            f"{', '.join(used.column(0).to_pylist())}; the paper's numbers are on {listed}.",
+            hint="Score the same images on one of those: --encoder NAME --protocol legacy",
         )
     return found
 

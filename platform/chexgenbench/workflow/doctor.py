@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chexgenbench import provenance
-from chexgenbench.downloads import locate, size_text
+from chexgenbench.downloads import size_text, summary
 from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.registry import Plugin
 from chexgenbench.splits.prompts import check_images
@@ -128,10 +128,9 @@ def _downloads(options: Options) -> Iterator[Check]:
 
 def _missing(kind: str, plugin: Plugin[Any], options: Options) -> Iterator[Check]:
     missing = [
-        f"{file.name} ({size_text(file.size)})"
-        for download in plugin.spec.downloads
-        for file, path in locate(download, options.home.cache).items()
-        if path is None
+        f"{row['file']} ({size_text(row['size'])})"
+        for row in summary(plugin.spec.downloads, options.home.cache)
+        if row["path"] is None
     ]
     if missing:
         command = f"chexgenbench {kind} fetch {plugin.name}"

@@ -142,7 +142,7 @@ class Reference:
             ) from error
         except OSError as error:
             raise UserError(f"The reference {path} cannot be read: {error}.") from error
-        bundle._rows()
+        _ = bundle._rows  # they make sense
         return bundle
 
     def damaged(self, reason: str) -> UserError:
@@ -197,7 +197,7 @@ class Reference:
                 )
             for name, width in encoder.plugin.spec.outputs.items():
                 values = self.tensor(f"{encoder.name}/{name}")
-                if values.shape != (len(self._rows()), width) or values.dtype != np.float32:
+                if values.shape != (len(self._rows), width) or values.dtype != np.float32:
                     raise self.damaged(
                         f"{encoder.name}/{name} is {values.dtype} {list(values.shape)}"
                     )
@@ -209,7 +209,7 @@ class Reference:
         store, under keys of their own: what is in a bundle passes for no image that is here."""
         place = {name: row for row, name in enumerate(plan.whole.table["prompt_id"])}
         wanted = [place[name] for name in plan.prompts.table["prompt_id"]]
-        there = {int(row): n for n, row in enumerate(self._rows())}
+        there = {int(row): n for n, row in enumerate(self._rows)}
         content = [bytes(row).hex() for row in self.tensor("content")]
         keys = [f"reference-{self.id}-{row}" if row in there else None for row in wanted]
         for encoder in plan.encoders:
@@ -221,6 +221,7 @@ class Reference:
         known_as = digest([content[there[row]] if row in there else None for row in wanted])
         return RealSide(keys, skipped, known_as)
 
+    @cached_property
     def _rows(self) -> NDArray[np.int64]:
         rows, content = self.tensor("rows"), self.tensor("content")
         if (
