@@ -9,15 +9,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from chexgenbench import UserError
+from pydantic import Field
+
+from chexgenbench import Context, Encoder, Location, Parameters, UserError
 from chexgenbench.types import Download
 
 if TYPE_CHECKING:
     import torch
 
+
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+class PublishedParameters(Parameters):
+    """Where published weights lie."""
+
+    weights: Annotated[str | None, Location()] = Field(
+        None,
+        description="A folder with the published files, or owner/name on the hub; by default the "
+        "published ones.",
+    )
+    revision: Annotated[str | None, Location()] = Field(
+        None,
+        description="The hub commit, by default the published one; ignored for a folder.",
+    )
+
+
+class PublishedEncoder(Encoder):
+    """An encoder whose weights are the files of `download`."""
+
+    name: ClassVar[str]
+    download: ClassVar[Download]
+
+    @classmethod
+    def weights(cls, parameters: PublishedParameters, context: Context) -> Sequence[Path]:
+        """In the order of `download.files`."""
+        source = parameters.weights or cls.download.source
+        # The published commit says nothing of another repository.
+        published = cls.download.revision if source == cls.download.source else None
+        return weight_files(
+            cls.download,
+            source=source,
+            revision=parameters.revision or published,
+            home=context.home,
+            what=cls.name,
+        )
 
 
 def weight_folder(
@@ -27,7 +65,6 @@ def weight_folder(
     home: Path,
     what: str,
     download: Download | None = None,
-    kind: str = "encoders",
 ) -> Path:
     """The local folder of `source`, which is a folder or a hub id.
 
@@ -35,7 +72,7 @@ def weight_folder(
         source: a folder (relative ones start from `home`), or ``owner/name`` on the hub.
         revision: the hub commit to use.
         what: the plugin's name, for the error.
-        download: what ``chexgenbench KIND fetch WHAT`` brings, for the error.
+        download: what ``chexgenbench encoders fetch WHAT`` brings, for the error.
 
     Raises:
         UserError: neither is there.
@@ -61,7 +98,7 @@ def weight_folder(
         pinned = f" --revision {revision}" if revision else ""
         command = f"hf download {source}{pinned}"
         if default:
-            command = f"chexgenbench {kind} fetch {what}"
+            command = f"chexgenbench encoders fetch {what}"
         size = f" ({total_size(download)})" if download is not None and default else ""
         raise UserError(
             f"The weights of {what!r}{size} are not on this machine: {source} is neither a folder "
@@ -72,8 +109,8 @@ def weight_folder(
 
 def weight_files(
     download: Download, *, source: str, revision: str | None, home: Path, what: str
-) -> Mapping[str, Path]:
-    """The files of `download` by name, in the folder or hub cache that `source` names.
+) -> Sequence[Path]:
+    """The files of `download` in their order, in the folder or hub cache that `source` names.
 
     Raises:
         UserError: one is missing; with a word of its own where a pickle lies in the place of
@@ -89,7 +126,7 @@ def weight_files(
             f"The weights of {what!r} in {folder} lack {', '.join(missing)}.",
             hint=f"They are files of {download.source}: chexgenbench encoders fetch {what}",
         )
-    return paths
+    return list(paths.values())
 
 
 def safe_weight_files(folder: Path, what: str) -> Sequence[Path]:

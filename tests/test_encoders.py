@@ -188,9 +188,21 @@ def test_rad_dino_weights_that_are_missing_say_how_to_fetch(tmp_path: Path) -> N
         load("rad-dino", tmp_path)
     assert "chexgenbench encoders fetch rad-dino" in str(caught.value.hint)
     assert "346 MB" in str(caught.value)
-    with pytest.raises(UserError, match="rad-dino") as caught:
-        load("rad-dino", tmp_path, weights="somebody/rad-dino", revision=None)
-    assert "hf download somebody/rad-dino" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["rad-dino", "dinov2", "clip", "biomedclip", "biovil-t"])
+def test_another_repository_is_not_asked_for_at_the_published_commit(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UserError, match=name) as caught:
+        load(name, tmp_path, weights="somebody/tuned")
+    assert str(caught.value.hint).endswith("hf download somebody/tuned")
+    with pytest.raises(UserError, match="at revision 0123") as caught:
+        load(name, tmp_path, weights="somebody/tuned", revision="0123")
+    assert "hf download somebody/tuned --revision 0123" in str(caught.value.hint)
+    (published,) = load_registry().encoders[name].spec.downloads[:1]
+    with pytest.raises(UserError, match=f"at revision {published.revision}"):
+        load(name, tmp_path, weights=published.source)
 
 
 def colours(width: int, height: int) -> Image.Image:
@@ -623,7 +635,7 @@ def test_a_folder_of_pickles_is_refused_where_safetensors_are_asked_for(tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["biomedclip", "biovil-t", "clip", "dinov2", "inception-v3", "rad-dino"]
+    "name", [name for name, item in load_registry().encoders.items() if item.spec.downloads]
 )
 def test_every_download_is_pinned_and_the_weights_have_a_hash(name: str) -> None:
     spec = load_registry().encoders[name].spec

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench import Context, EncoderSpec, hookimpl
 from chexgenbench.types import Download, RemoteFile
-from chexgenbench_plugins.weights import fill, read_state, weight_files
+from chexgenbench_plugins.weights import PublishedEncoder, PublishedParameters, fill, read_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,33 +35,13 @@ DOWNLOAD = Download(
 )
 
 
-class BiomedClipParameters(Parameters):
-    weights: Annotated[str, Location()] = Field(
-        DOWNLOAD.source, description="An open_clip folder, or owner/name on the hub."
-    )
-    revision: str | None = Field(
-        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
-    )
-
-
-class BiomedClip(Encoder):
+class BiomedClip(PublishedEncoder):
     """Image and text embeddings of unit length, 512 numbers."""
 
-    parameters: BiomedClipParameters
+    parameters: PublishedParameters
+    name, download = "biomedclip", DOWNLOAD
 
-    @classmethod
-    def weights(cls, parameters: BiomedClipParameters, context: Context) -> Sequence[Path]:
-        return list(
-            weight_files(
-                DOWNLOAD,
-                source=parameters.weights,
-                revision=parameters.revision,
-                home=context.home,
-                what="biomedclip",
-            ).values()
-        )
-
-    def __init__(self, parameters: BiomedClipParameters, context: Context) -> None:
+    def __init__(self, parameters: PublishedParameters, context: Context) -> None:
         super().__init__(parameters, context)
         from transformers import BertTokenizer
 
@@ -159,7 +136,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         name="biomedclip",
         summary="BiomedCLIP ViT-B/16 and PubMedBERT, image and text",
         load="chexgenbench_plugins.encoders.biomedclip:BiomedClip",
-        parameters=BiomedClipParameters,
+        parameters=PublishedParameters,
         outputs={"features": 512},
         text=True,
         preprocessing="RGB, shorter side 224 by antialiased bicubic, centre crop 224 x 224, "

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench import Context, EncoderSpec, hookimpl
 from chexgenbench.types import Download, RemoteFile
-from chexgenbench_plugins.weights import fill, read_state, weight_files
+from chexgenbench_plugins.weights import PublishedEncoder, PublishedParameters, fill, read_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,33 +44,13 @@ DOWNLOAD = Download(
 )
 
 
-class BioVilTParameters(Parameters):
-    weights: Annotated[str, Location()] = Field(
-        DOWNLOAD.source, description="A folder with the published files, or owner/name on the hub."
-    )
-    revision: str | None = Field(
-        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
-    )
-
-
-class BioVilT(Encoder):
+class BioVilT(PublishedEncoder):
     """Image (without a previous study) and text embeddings of unit length, 128 numbers."""
 
-    parameters: BioVilTParameters
+    parameters: PublishedParameters
+    name, download = "biovil-t", DOWNLOAD
 
-    @classmethod
-    def weights(cls, parameters: BioVilTParameters, context: Context) -> Sequence[Path]:
-        return list(
-            weight_files(
-                DOWNLOAD,
-                source=parameters.weights,
-                revision=parameters.revision,
-                home=context.home,
-                what="biovil-t",
-            ).values()
-        )
-
-    def __init__(self, parameters: BioVilTParameters, context: Context) -> None:
+    def __init__(self, parameters: PublishedParameters, context: Context) -> None:
         super().__init__(parameters, context)
         from transformers import BertTokenizer
 
@@ -195,7 +172,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         name="biovil-t",
         summary="BioViL-T, trained on chest radiographs and their reports, image and text",
         load="chexgenbench_plugins.encoders.biovil_t:BioVilT",
-        parameters=BioVilTParameters,
+        parameters=PublishedParameters,
         outputs={"features": WIDTH},
         text=True,
         preprocessing="grey levels stretched to 0..255, grey, shorter side 512 by antialiased "

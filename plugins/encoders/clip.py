@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench import Context, EncoderSpec, hookimpl
 from chexgenbench.types import Download, RemoteFile
-from chexgenbench_plugins.weights import fill, read_state, weight_files
+from chexgenbench_plugins.weights import PublishedEncoder, PublishedParameters, fill, read_state
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,33 +32,13 @@ DOWNLOAD = Download(
 )
 
 
-class ClipParameters(Parameters):
-    weights: Annotated[str, Location()] = Field(
-        DOWNLOAD.source, description="An open_clip folder, or owner/name on the hub."
-    )
-    revision: str | None = Field(
-        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
-    )
-
-
-class Clip(Encoder):
+class Clip(PublishedEncoder):
     """Image and text embeddings of unit length, 768 numbers."""
 
-    parameters: ClipParameters
+    parameters: PublishedParameters
+    name, download = "clip", DOWNLOAD
 
-    @classmethod
-    def weights(cls, parameters: ClipParameters, context: Context) -> Sequence[Path]:
-        return list(
-            weight_files(
-                DOWNLOAD,
-                source=parameters.weights,
-                revision=parameters.revision,
-                home=context.home,
-                what="clip",
-            ).values()
-        )
-
-    def __init__(self, parameters: ClipParameters, context: Context) -> None:
+    def __init__(self, parameters: PublishedParameters, context: Context) -> None:
         super().__init__(parameters, context)
         import open_clip
 
@@ -107,7 +84,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         name="clip",
         summary="CLIP ViT-L/14 at 336 pixels (OpenAI's weights), image and text",
         load="chexgenbench_plugins.encoders.clip:Clip",
-        parameters=ClipParameters,
+        parameters=PublishedParameters,
         outputs={"features": 768},
         text=True,
         preprocessing="RGB, shorter side 336 by antialiased bicubic, centre crop 336 x 336, "

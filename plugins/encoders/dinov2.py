@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench import Context, EncoderSpec, hookimpl
 from chexgenbench.types import Download, RemoteFile
-from chexgenbench_plugins.weights import weight_files
+from chexgenbench_plugins.weights import PublishedEncoder, PublishedParameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,33 +33,13 @@ DOWNLOAD = Download(
 )
 
 
-class DinoV2Parameters(Parameters):
-    weights: Annotated[str, Location()] = Field(
-        DOWNLOAD.source, description="A transformers folder, or owner/name on the hub."
-    )
-    revision: str | None = Field(
-        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
-    )
-
-
-class DinoV2(Encoder):
+class DinoV2(PublishedEncoder):
     """The class token after the last norm (transformers' pooler output), 768 numbers."""
 
-    parameters: DinoV2Parameters
+    parameters: PublishedParameters
+    name, download = "dinov2", DOWNLOAD
 
-    @classmethod
-    def weights(cls, parameters: DinoV2Parameters, context: Context) -> Sequence[Path]:
-        return list(
-            weight_files(
-                DOWNLOAD,
-                source=parameters.weights,
-                revision=parameters.revision,
-                home=context.home,
-                what="dinov2",
-            ).values()
-        )
-
-    def __init__(self, parameters: DinoV2Parameters, context: Context) -> None:
+    def __init__(self, parameters: PublishedParameters, context: Context) -> None:
         super().__init__(parameters, context)
         import torch
         from transformers import Dinov2Model
@@ -102,7 +79,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         name="dinov2",
         summary="DINOv2 ViT-B/14, trained on natural images (class token)",
         load="chexgenbench_plugins.encoders.dinov2:DinoV2",
-        parameters=DinoV2Parameters,
+        parameters=PublishedParameters,
         outputs={"features": 768},
         preprocessing="RGB, shorter side 256 by antialiased bicubic, centre crop 224 x 224, "
         "x / 255 less ImageNet mean, over ImageNet deviation",

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from chexgenbench import Context, Encoder, EncoderSpec, Location, Parameters, hookimpl
+from chexgenbench import EncoderSpec, hookimpl
 from chexgenbench.types import Download, RemoteFile
-from chexgenbench_plugins.weights import weight_files
+from chexgenbench_plugins.encoders.dinov2 import DinoV2
+from chexgenbench_plugins.weights import PublishedParameters
 
 if TYPE_CHECKING:
-    import numpy as np
     import PIL.Image
     import torch
-    from numpy.typing import NDArray
 
 SIZE = 518
 MEAN, DEVIATION = 0.5307, 0.2583
@@ -39,13 +37,7 @@ DOWNLOAD = Download(
 )
 
 
-class RadDinoParameters(Parameters):
-    weights: Annotated[str, Location()] = Field(
-        DOWNLOAD.source, description="A transformers folder, or owner/name on the hub."
-    )
-    revision: str | None = Field(
-        DOWNLOAD.revision, description="The hub commit; ignored for a folder."
-    )
+class RadDinoParameters(PublishedParameters):
     squash: int | None = Field(
         None,
         ge=1,
@@ -54,37 +46,11 @@ class RadDinoParameters(Parameters):
     )
 
 
-class RadDino(Encoder):
+class RadDino(DinoV2):
     """The pooler output, 768 numbers."""
 
     parameters: RadDinoParameters
-
-    @classmethod
-    def weights(cls, parameters: RadDinoParameters, context: Context) -> Sequence[Path]:
-        return list(
-            weight_files(
-                DOWNLOAD,
-                source=parameters.weights,
-                revision=parameters.revision,
-                home=context.home,
-                what="rad-dino",
-            ).values()
-        )
-
-    def __init__(self, parameters: RadDinoParameters, context: Context) -> None:
-        super().__init__(parameters, context)
-        import torch
-        from transformers import Dinov2Model
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        self.network = Dinov2Model.from_pretrained(
-            self.weights(parameters, context)[0].parent,
-            dtype=getattr(torch, context.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-        )
-        self.network.eval().requires_grad_(False).to(context.device)
+    name, download = "rad-dino", DOWNLOAD
 
     def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
         import numpy as np
@@ -103,10 +69,6 @@ class RadDino(Encoder):
         image = image.crop((left, top, left + SIZE, top + SIZE))
         pixels = np.atleast_3d((np.array(image, np.float32) / 255 - MEAN) / DEVIATION)
         return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, SIZE, SIZE)
-
-    def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
-        output = self.network(batch.to(self.context.device, self.network.dtype))
-        return {"features": output.pooler_output.float().cpu().numpy()}
 
 
 @hookimpl

@@ -72,7 +72,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         scores=(ScoreSpec(name="kid", higher_is_better=False),),
         floor=True,
         parameters=KernelParameters,
-        protocols={"legacy": {"subset_size": "all", "subsets": 1}},
+        protocols={"legacy": {"subset_size": "all"}},
         references=("https://arxiv.org/abs/1801.01401",),
         licence="Apache-2.0",
     )
