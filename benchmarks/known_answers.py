@@ -49,7 +49,10 @@ CORRUPTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Exemption:
-    """Why a score need not get worse at every step; ``in_the_end``: at 100 % it still must."""
+    """Why a score need not get worse at every step.
+
+    ``in_the_end``: at 100 % it still must; else it must not, or the reason has gone.
+    """
 
     reason: str
     in_the_end: bool = True
@@ -61,14 +64,8 @@ _BALLS_GROW = Exemption(
 
 EXEMPTIONS: Mapping[tuple[str, str], Exemption] = {
     **{("recall", corruption): _BALLS_GROW for corruption in CORRUPTIONS},
-    ("coverage", "findings removed"): Exemption(
-        "each real image has several good ones in its ball, and the first that go are not missed"
-    ),
     ("density", "findings removed"): Exemption(
         "healthy chests lie where the real images are densest", in_the_end=False
-    ),
-    ("precision", "findings removed"): Exemption(
-        "a healthy chest is a realistic image", in_the_end=False
     ),
 }
 
@@ -102,7 +99,7 @@ class Answer:
         """Worse at every step, or as much of that as the exemption leaves."""
         if self.exemption is None:
             return self.worse_at_every_step()
-        return self.worse_in_the_end() or not self.exemption.in_the_end
+        return self.worse_in_the_end() == self.exemption.in_the_end
 
     def _badness(self) -> NDArray[np.float64]:
         values = np.array(self.values)

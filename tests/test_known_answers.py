@@ -104,6 +104,7 @@ def test_a_score_that_looks_the_other_way_is_found() -> None:
     assert made_up("recall", "noise", 0.9, 0.95, 0.9, 0.1).as_it_should_be()
     assert not made_up("recall", "noise", 0.9, 0.8, 0.7, 0.9).as_it_should_be()
     assert made_up("density", "findings removed", 0.9, 0.8, 0.7, 1.0).as_it_should_be()
+    assert not made_up("density", "findings removed", 1.0, 0.9, 0.8, 0.7).as_it_should_be()
 
 
 def test_a_larger_share_holds_the_smaller_one() -> None:
