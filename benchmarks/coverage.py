@@ -629,12 +629,9 @@ def table(rows: Sequence[Coverage], repeats: int, seed: int) -> str:
 
 def write(text: str) -> None:
     """Puts ``text`` between the markers of docs/uncertainty.md."""
-    page = Path(__file__).parents[1] / "docs" / "uncertainty.md"
-    before, start, rest = page.read_text(encoding="utf-8").partition("<!-- coverage -->\n")
-    _, end, after = rest.partition("<!-- /coverage -->")
-    if not start or not end:
-        raise SystemExit(f"{page}: the markers of the coverage table are missing")
-    page.write_text(f"{before}{start}\n{text}\n\n{end}{after}", encoding="utf-8")
+    from side_by_side import ROOT, write_between
+
+    write_between(ROOT / "docs" / "uncertainty.md", "coverage", f"\n{text}\n")
 
 
 def main() -> None:

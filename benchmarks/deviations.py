@@ -19,7 +19,6 @@ and with one choice of ``legacy`` switched on. Two sets of images:
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from side_by_side import table, write_between
 
 from chexgenbench.registry import load_registry
 from chexgenbench.splits.prompts import PromptTable, read_prompts
@@ -76,18 +76,12 @@ def main() -> None:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         changes = [*demo(given.rows), *film(given.pairs, Path(folder))]
-    text = table(changes)
+    head = ("choice", "score", "encoder", "standard", "with it alone", "change", "")
+    text = table(head, [change.cells() for change in changes])
     print(text)
     print(f"{time.perf_counter() - begun:.0f} s")
     if given.write:
-        page = PAGE.read_text(encoding="utf-8")
-        block = f"<!-- deviations -->\n{text}\n<!-- /deviations -->"
-        new, count = re.subn(
-            r"<!-- deviations -->.*<!-- /deviations -->", lambda _: block, page, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"{PAGE} has no place for the table")
-        PAGE.write_text(new, encoding="utf-8")
+        write_between(PAGE, "deviations", text)
 
 
 def demo(rows: int) -> Iterator[Change]:
@@ -250,12 +244,6 @@ def random_weights(folder: Path, images: Images) -> dict[str, Path]:
     )
     Dinov2Model(config).save_pretrained(folder / "rad-dino")
     return {"inception-v3": folder / "inception.pth", "rad-dino": folder / "rad-dino"}
-
-
-def table(changes: Sequence[Change]) -> str:
-    head = ("choice", "score", "encoder", "standard", "with it alone", "change", "")
-    lines = [head, ("---",) * len(head), *(change.cells() for change in changes)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _prompt(row: Mapping[str, str]) -> str:

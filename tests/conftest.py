@@ -30,3 +30,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Desk, Done]:
     shutil.copy(desk.home / "Results" / "report.html", desk.home / "demo.html")
     print(f"the demo took {done.seconds:.0f} s", file=sys.stderr)
     return desk, done
+
+
+@pytest.fixture(scope="session")
+def rad_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of RAD-DINO's kind: one layer, and a pooler of the published width."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=768,
+        num_hidden_layers=1,
+        num_attention_heads=12,
+        image_size=518,
+        patch_size=14,
+        mlp_ratio=1,
+    )
+    folder = tmp_path_factory.mktemp("rad-dino")
+    Dinov2Model(config).save_pretrained(folder)
+    return folder

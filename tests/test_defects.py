@@ -362,23 +362,6 @@ def check_5(preprocess: Preprocess) -> None:
     assert abs((seen - flat).mean()) < 0.05 * contrast, "no aliasing"
 
 
-@pytest.fixture(scope="module")
-def rad_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import Dinov2Config, Dinov2Model
-
-    config = Dinov2Config(
-        hidden_size=768,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        image_size=518,
-        patch_size=14,
-        mlp_ratio=1,
-    )
-    folder = tmp_path_factory.mktemp("rad-dino")
-    Dinov2Model(config).save_pretrained(folder)
-    return folder
-
-
 def test_5_rad_dino_resizes_once_and_keeps_the_aspect(rad_dino: Path, tmp_path: Path) -> None:
     plugin = REGISTRY.encoders["rad-dino"]
 

@@ -82,25 +82,6 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.fixture(scope="module")
-def rad_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Dinov2 whose pooler has the published width."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=768,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        image_size=518,
-        patch_size=14,
-        mlp_ratio=1,
-    )
-    folder = tmp_path_factory.mktemp("rad-dino")
-    Dinov2Model(config).save_pretrained(folder)
-    return folder
-
-
 def test_rad_dino_keeps_the_aspect_and_goes_to_518_at_once(rad_dino: Path, tmp_path: Path) -> None:
     """Defect 5: images were squashed to 299 and enlarged again."""
     encoder = load("rad-dino", tmp_path, weights=str(rad_dino))

@@ -119,22 +119,9 @@ def test_published_numbers_on_other_encoders_are_refused(shop: Desk) -> None:
 
 
 def test_published_numbers_are_shown_where_the_encoder_is_theirs(
-    desk: Desk, tmp_path: Path
+    desk: Desk, rad_dino: Path
 ) -> None:
-    import torch
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=768,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        image_size=518,
-        patch_size=14,
-        mlp_ratio=1,
-    )
-    Dinov2Model(config).save_pretrained(tmp_path / "weights")
-    options = ("--encoder", "rad-dino", "--set", f"rad-dino.weights={tmp_path / 'weights'}")
+    options = ("--encoder", "rad-dino", "--set", f"rad-dino.weights={rad_dino}")
     done = desk.run("run", "--model", "noise", "--limit", 40, "--protocol", "legacy", *options)
     assert "left out: The metric 'alignment' needs an encoder with a text side" in done.err
     board = desk.run("leaderboard", "--published", "--metric", "fid")
