@@ -86,11 +86,13 @@ class Context:
         dtype: ``float32``, ``float16`` or ``bfloat16``; chosen by device unless the user said.
         home: the project folder that relative paths start from.
         cache: a folder for downloads and derived files, shared by all projects of the user.
+        allow_pickle: the user accepts weights as pickles, which can run code when they are loaded.
         training: the split's training table and images; None where the split has none.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
+    allow_pickle: bool = False
     home: Path
     cache: Path
     training: PromptTable | None = None
@@ -120,12 +122,19 @@ class Download:
         source: ``owner/name`` on the hub, whose local cache then holds the files, or the address
             (``https://...``) of the one file.
         files: the files, those alone.
+        patterns: for a hub repository instead of `files`: all that match one of these shell
+            patterns, such as ``transformer/*``; never a pickle.
         revision: the hub commit; None is the newest, which another day may be another.
+        size: bytes of all that `patterns` bring, about; None where nobody published it.
+        gated: whether the hub wants a licence accepted, and a login, before it sends them.
     """
 
     source: str
-    files: tuple[RemoteFile, ...]
+    files: tuple[RemoteFile, ...] = ()
+    patterns: tuple[str, ...] = ()
     revision: str | None = None
+    size: int | None = None
+    gated: bool = False
 
 
 # --- models ---------------------------------------------------------------------------------
@@ -159,6 +168,20 @@ class Request:
     view: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An image, and what its model knows to be wrong with it.
+
+    Attributes:
+        flags: short names that go to the manifest and the store beside the platform's own
+            (``black``, ``constant``, ``nan``, ``duplicate``), such as ``truncated`` where the
+            model read a part of the prompt only.
+    """
+
+    image: Image
+    flags: tuple[str, ...] = ()
+
+
 class Model(ABC):
     """Makes images from requests. Subclass it, override `generate`, and perhaps the rest."""
 
@@ -174,8 +197,19 @@ class Model(ABC):
         """
         return ()
 
+    @classmethod
+    def check(
+        cls, parameters: Any, context: Context, requests: Sequence[Request]
+    ) -> Sequence[str]:
+        """Looks at the requests before anything is made; returns remarks, each a sentence.
+
+        Runs in preflight after `weights`, so it loads no weights. Raise `UserError` where a request
+        cannot be answered, such as a size that the model cannot make.
+        """
+        return ()
+
     @abstractmethod
-    def generate(self, requests: Sequence[Request]) -> Iterable[Image]:
+    def generate(self, requests: Sequence[Request]) -> Iterable[Image | Made]:
         """One image a request, in order.
 
         An image is a PIL image (mode L or RGB), or an array of shape [h, w] or [h, w, 3]: uint8 in
@@ -192,10 +226,21 @@ class ModelSpec:
         summary: one line.
         load: ``"module:Class"``, or the `Model` class itself where importing it is cheap.
         parameters: typed parameters with defaults.
+        argument: the parameter that ``--model NAME:TEXT`` sets to TEXT; None: there is no such form.
+        expand: ``"module:function"``, or the function; it is given TEXT (None: there was none) and
+            the home folder and returns the `ModelSpec` to use in place of this one, for example
+            with the parameters that the pipeline in TEXT has.
         image_size: width and height in pixels that it makes by default; None if it varies.
         batch_size: requests a call where the user does not say.
+        half: the precision that ``--dtype auto`` means on a GPU. (A parameter named ``dtype`` that
+            is not ``auto`` stands before ``--dtype``.)
         version: change it when the same weights would give other images.
         uses_training: it reads the split's training side (which then is part of its identity).
+        environment: the environment of its own that it runs in where that is there
+            (``containers/NAME``); its `requires` are looked for in there.
+        convert: ``"module:function"`` behind ``chexgenbench convert NAME CHECKPOINT OUT``; it is
+            given the checkpoint, the folder to fill, what ``--base`` named (None: nothing) and a
+            `Context`.
         downloads: the files that `fetch` brings for the default parameters.
         licence, references, requires: licence of the weights, papers or addresses, and modules that
             must be importable.
@@ -205,10 +250,15 @@ class ModelSpec:
     summary: str
     load: str | type[Model]
     parameters: type[Parameters] = Parameters
+    argument: str | None = None
+    expand: str | Callable[[str | None, Path], ModelSpec] | None = None
     image_size: int | None = None
     batch_size: int = 8
+    half: Literal["float16", "bfloat16"] = "float16"
     version: str = "1"
     uses_training: bool = False
+    environment: str | None = None
+    convert: str | None = None
     downloads: tuple[Download, ...] = ()
     licence: str = "not stated"
     references: tuple[str, ...] = ()
