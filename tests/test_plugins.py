@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chexgenbench import hookspecs
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.registry import KINDS, _source_hash, describe, load_registry
 from chexgenbench.types import Context, Request
+from chexgenbench.workflow.plan import find_models
+from chexgenbench.workflow.suite import parse_settings
 
 GOOD = """
 import numpy as np
@@ -221,3 +224,123 @@ def test_a_location_is_no_part_of_an_identity() -> None:
     here, there = (diffusion.parse({"weights": place}) for place in ("a", "b"))
     assert here.identity() == there.identity()
     assert here.identity() != diffusion.parse({"weights": "a", "steps": 3}).identity()
+
+
+STRIPES = """
+import numpy as np
+from pydantic import Field
+from chexgenbench import Model, Parameters
+
+class Stripes(Model):
+    "Stripes of a width."
+
+    class Parameters(Parameters):
+        width: int = Field(8, ge=1, description="Width.")
+
+    def generate(self, requests):
+        for request in requests:
+            row = np.arange(64) // self.parameters.width % 2 * 200
+            yield np.tile(row, (64, 1)).astype(np.uint8)
+
+class Other:
+    pass
+"""
+
+
+def test_a_model_is_named_by_label_plugin_and_text(tmp_path: Path) -> None:
+    folder = tmp_path / "my=images:of" / "chests"
+    folder.mkdir(parents=True)
+    registry = load_registry(home=tmp_path)
+    plain = registry.find("models", "noise")
+    assert (plain.name, plain.text, plain.parse({}).size) == ("noise", "noise", 128)
+    labelled = registry.find("models", "worst=noise")
+    assert (labelled.name, labelled.spec.name) == ("worst", "noise")
+    assert labelled.identity() == plain.identity()  # a label makes no other images
+    images = registry.find("models", f"images:{folder}")
+    assert (images.name, images.parse({}).folder) == ("images:chests", str(folder))
+    below = registry.find("models", "mine=images:my=images:of/chests")
+    assert (below.name, below.parse({}).folder) == ("mine", str(folder))
+    for model in (plain, labelled, images, below):
+        again = registry.find("models", model.text)
+        assert (again.name, again.values) == (model.name, model.values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("noise:5", "takes no text"),
+        ("images:", "after its colon"),
+        ("images:a\x1b[2Jb", "after its colon"),
+        ("=noise", "no model named '=noise'"),
+        ("mine=nois", "no model named 'nois'"),
+        ("py", "py:FILE:CLASS"),
+        ("mine=py", "py:FILE:CLASS"),
+        ("py:quick.py", "py:FILE:CLASS"),
+        ("py:nowhere.py:Stripes", "does not exist"),
+        ("diffusers", "diffusers:ID_OR_DIR"),
+    ],
+)
+def test_a_model_text_that_names_nothing(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        find_models(load_registry(home=tmp_path), [text])
+    assert message in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_two_models_of_one_name_want_a_label(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place / "images").mkdir(parents=True)
+    registry = load_registry(home=tmp_path)
+    with pytest.raises(UserError, match="both be called 'images:images'") as caught:
+        find_models(registry, ["images:a/images", "images:b/images"])
+    assert "--model LABEL=images:b/images" in str(caught.value.hint)
+    assert set(find_models(registry, ["images:a/images", "b=images:b/images"])) == {
+        "images:images",
+        "b",
+    }
+
+
+def test_a_class_in_a_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "quick.py"
+    file.write_text(STRIPES)
+    registry = load_registry(home=tmp_path)
+    found = registry.find("models", "py:quick.py:Stripes")
+    assert (found.name, found.spec.summary) == ("py:Stripes", "Stripes of a width.")
+    before = found.identity()
+    model = found.create(found.parse({"width": "4"}), Context(home=tmp_path, cache=tmp_path))
+    request = Request(id="a", prompt_id="a", prompt="a", seed=1)
+    assert np.asarray(next(iter(model.generate([request]))))[0, 4] == 200
+    file.write_text(STRIPES.replace("200", "100"))
+    _source_hash.cache_clear()
+    assert registry.find("models", "py:quick.py:Stripes").identity() != before
+    for text, message in (
+        ("py:quick.py:Other", "no model class 'Other'"),
+        ("py:quick.py:Stripe", "no model class 'Stripe'"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            registry.find("models", text)
+        assert "Stripes" in str(caught.value.hint)
+    file.write_text("1 / 0")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        registry.find("models", "py:quick.py:Stripes")
+
+
+def test_settings_reach_a_label_or_all_labels_of_a_plugin() -> None:
+    kinds = {"noise": "model", "dark": "model", "kid": "metric"}
+    has = {"noise": {"size", "mean"}, "dark": {"size", "mean"}, "kid": {"degree"}}
+    plugins = {"noise": "noise", "dark": "noise", "kid": "kid"}
+
+    def parse(*settings: str) -> dict[str, dict[str, object]]:
+        return parse_settings(list(settings), kinds, has, plugins)
+
+    assert parse("size=5") == {"noise": {"size": "5"}, "dark": {"size": "5"}}
+    assert parse("dark.mean=0", "mean=1") == {"noise": {"mean": "1"}, "dark": {"mean": "0"}}
+    assert parse("kid.degree=2") == {"kid": {"degree": "2"}}
+    only = parse_settings(["sana.steps=3"], {"a": "model"}, {"a": {"steps"}}, {"a": "sana"})
+    assert only == {"a": {"steps": "3"}}
+    odd = {"images:a=b": "model"}
+    assert parse_settings(["images:a=b.csv=c=d"], odd, {"images:a=b": {"csv"}}, {}) == {
+        "images:a=b": {"csv": "c=d"}
+    }
+    for wrong in ("size", "=5", "steps=5", "noise.=1"):
+        with pytest.raises(UserError):
+            parse(wrong)

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,14 +68,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plugin(Generic[S]):
-    """A descriptor and where it came from."""
+    """A descriptor and where it came from.
+
+    Attributes:
+        label: what it is called in results, where that is not the descriptor's name.
+        text: what the user typed for it, by which `Registry.find` finds it again.
+        values: parameter values that belong to that text.
+    """
 
     spec: S
     source: str
+    label: str = ""
+    text: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        return self.label or self.spec.name
 
     def load(self) -> Any:
         """The class behind the descriptor.
@@ -89,16 +99,7 @@ class Plugin(Generic[S]):
                 f"The {spec.kind} {spec.name!r} needs {', '.join(missing)}, not installed here.",
                 hint=f"Install it: pip install {' '.join(missing)}",
             )
-        target: Any = spec.load
-        if isinstance(target, str):
-            module_name, _, attribute = target.partition(":")
-            try:
-                target = getattr(importlib.import_module(module_name), attribute)
-            except Exception as error:
-                raise ChexGenBenchError(
-                    f"The {spec.kind} {spec.name!r} ({self.source}) cannot be loaded from "
-                    f"{spec.load!r}: {type(error).__name__}: {error}."
-                ) from error
+        target: Any = self.resolve(spec.load)
         bases = _BASES[type(spec)]
         if not (inspect.isclass(target) and issubclass(target, bases)):
             wanted = " or ".join(base.__name__ for base in bases)
@@ -107,6 +108,23 @@ class Plugin(Generic[S]):
                 f"which is not a subclass of {wanted}."
             )
         return target
+
+    def resolve(self, target: Any) -> Any:
+        """What a descriptor names by ``"module:attribute"``; anything but a text is returned as is.
+
+        Raises:
+            ChexGenBenchError: it cannot be imported.
+        """
+        if not isinstance(target, str):
+            return target
+        module_name, _, attribute = target.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except Exception as error:
+            raise ChexGenBenchError(
+                f"The {self.spec.kind} {self.spec.name!r} ({self.source}) cannot be loaded from "
+                f"{target!r}: {type(error).__name__}: {error}."
+            ) from error
 
     def identity(self) -> dict[str, str]:
         """Name, version and hash of the defining source: what a result depends on."""
@@ -131,7 +149,7 @@ class Plugin(Generic[S]):
             if name not in fields:
                 raise unknown_name(f"parameter of {self.spec.kind} {self.name!r}", name, fields)
         try:
-            return self.spec.parameters.model_validate(dict(values))
+            return self.spec.parameters.model_validate({**self.values, **values})
         except pydantic.ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}"
@@ -221,13 +239,18 @@ def _importable(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Registry:
-    """All plugins by name, and those that could not be used."""
+    """All plugins by name, and those that could not be used.
+
+    Attributes:
+        home: the folder that relative paths in the text of a model start from.
+    """
 
     models: Mapping[str, Plugin[ModelSpec]]
     encoders: Mapping[str, Plugin[EncoderSpec]]
     metrics: Mapping[str, Plugin[MetricSpec]]
     splits: Mapping[str, Plugin[SplitSpec]]
     problems: Sequence[Problem] = field(default=())
+    home: Path = Path()
 
     def of_kind(self, kind: str) -> Mapping[str, Plugin[Any]]:
         """The plugins of ``models``, ``encoders``, ``metrics`` or ``splits``."""
@@ -235,9 +258,20 @@ class Registry:
         return plugins
 
     def find(self, kind: str, name: str) -> Plugin[Any]:
-        """The plugin of that name; `UserError` with the nearest name, or why it failed to load."""
+        """The plugin of that name; of a model also ``NAME:TEXT`` and ``LABEL=NAME:TEXT``.
+
+        TEXT goes to the parameter `ModelSpec.argument`; LABEL is what results call the model, so
+        that one plugin can run several times with other parameters.
+
+        Raises:
+            UserError: an unknown name, with the nearest one, or why that plugin failed to load.
+        """
         plugins = self.of_kind(kind)
-        if name in plugins:
+        if kind == "models":
+            label, name, text = split_model(name)
+            if name in plugins:
+                return _specialise(plugins[name], label, text, self.home)
+        elif name in plugins:
             return plugins[name]
         error = unknown_name(kind[:-1], name, plugins)
         if self.problems:
@@ -246,12 +280,68 @@ class Registry:
         raise error
 
 
-def load_registry(files: Sequence[Path] = (), folder: Path | None = None) -> Registry:
+_LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})=(.*)", re.DOTALL)
+
+
+def split_model(text: str) -> tuple[str, str, str | None]:
+    """The label (empty: none), the plugin's name and its text of what ``--model`` was given.
+
+    >>> split_model("sana"), split_model("mine=sana:/a=b:c")
+    (('', 'sana', None), ('mine', 'sana', '/a=b:c'))
+    """
+    label = ""
+    found = _LABEL.fullmatch(text)
+    if found:
+        label, text = found.groups()
+    name, colon, argument = text.partition(":")
+    return label, name, argument if colon else None
+
+
+def _specialise(
+    plugin: Plugin[ModelSpec], label: str, text: str | None, home: Path
+) -> Plugin[ModelSpec]:
+    spec = plugin.spec
+    name = spec.name
+    place: Path | None = None
+    if text is not None:
+        if not text.strip() or not text.isprintable():
+            raise UserError(f"The model {name!r} was given {text!r} after its colon: no name.")
+        if spec.argument is None and spec.expand is None:
+            raise UserError(
+                f"The model {name!r} takes no text after its name, but was given {text!r}.",
+                hint=f"Its parameters: chexgenbench models show {name}",
+            )
+        # What the user sees from where the command is typed comes before the project folder.
+        known = (base / Path(text).expanduser() for base in (Path.cwd(), home))
+        place = next((path.resolve() for path in known if path.exists()), None)
+    given = text if place is None else str(place)
+    shown = text if place is None else place.name
+    if spec.expand is not None and given is not None:
+        expand = plugin.resolve(spec.expand)
+        spec = plugin.call("cannot be made from its text", lambda: expand(given, home))
+        fault = _fault(spec, ModelSpec)
+        if fault:
+            raise ChexGenBenchError(f"The model {name!r} ({plugin.source}) {fault}.")
+        shown = shown if spec.name == name else spec.name
+    written = name if given is None else f"{name}:{given}"
+    return dataclasses.replace(
+        plugin,
+        spec=spec,
+        label=label or (name if text is None else f"{name}:{shown}"),
+        text=f"{label}={written}" if label else written,
+        values={spec.argument: given} if spec.argument and given is not None else {},
+    )
+
+
+def load_registry(
+    files: Sequence[Path] = (), folder: Path | None = None, home: Path = Path()
+) -> Registry:
     """Finds all plugins: built in, installed, in `folder`, and in the named `files`.
 
     Args:
         files: what ``--plugin`` named; each must exist and import, else `UserError`.
         folder: every ``*.py`` in it is a plugin; one that fails is a problem, not an error.
+        home: see `Registry`.
 
     Raises:
         UserError: two plugins of one kind share a name (both are named).
@@ -266,11 +356,11 @@ def load_registry(files: Sequence[Path] = (), folder: Path | None = None) -> Reg
         source = f"{entry.dist.name if entry.dist else 'package'}: {entry.value}"
         _register(manager, problems, source, entry.load)
     for path in sorted(folder.glob("*.py")) if folder and folder.is_dir() else ():
-        _register(manager, problems, str(path), lambda path=path: _import_file(path))
+        _register(manager, problems, str(path), lambda path=path: import_file(path))
     for path in files:
         if not path.is_file():
             raise UserError(f"The plugin file {path} does not exist.")
-        _register(manager, problems, str(path), lambda path=path: _import_file(path))
+        _register(manager, problems, str(path), lambda path=path: import_file(path))
         module = manager.get_plugin(str(path))
         if module is not None and not manager.get_hookcallers(module):
             raise UserError(
@@ -294,7 +384,7 @@ def load_registry(files: Sequence[Path] = (), folder: Path | None = None) -> Reg
     for problem in problems:
         if problem.source in named:
             raise UserError(f"The plugin file {problem.source} cannot be used: {problem.reason}")
-    return Registry(**found, problems=tuple(problems))
+    return Registry(**found, problems=tuple(problems), home=home)
 
 
 def _built_in_modules() -> Iterator[str]:
@@ -309,7 +399,8 @@ def _import(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """The module in `path`, under a name of its own; whatever importing it raises."""
     # The name carries the path's hash: two files of one name do not replace each other.
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"chexgenbench_file_{key}_{path.stem}"
@@ -361,7 +452,7 @@ def _call(
 def _fault(spec: object, wanted: type[Spec]) -> str | None:
     if not isinstance(spec, wanted):
         return f"yielded a {type(spec).__name__}, not a {wanted.__name__}"
-    if not isinstance(spec.name, str) or not spec.name or set(spec.name) & set("/\\@\0 \n"):
+    if not isinstance(spec.name, str) or not spec.name or set(spec.name) & set("/\\@:=\0 \n"):
         return f"{spec.name!r} is not a plugin name"
     if not (inspect.isclass(spec.parameters) and issubclass(spec.parameters, Parameters)):
         return f"parameters of {spec.name!r} is not a subclass of chexgenbench.Parameters"
@@ -386,7 +477,7 @@ def describe(spec: Spec) -> dict[str, Any]:
                 }
                 for name, info in spec.parameters.model_fields.items()
             ]
-        elif item.name == "load" and not isinstance(value, str):
+        elif item.name in ("load", "expand", "convert") and callable(value):
             value = f"{value.__module__}:{value.__qualname__}"
         elif item.name in ("scores", "downloads"):
             value = [dataclasses.asdict(each) for each in value]

@@ -190,17 +190,17 @@ class Model(ABC):
         self.context = context
 
     @classmethod
-    def weights(cls, parameters: Any, context: Context) -> Sequence[Path]:
+    def weights(cls, parameters: Any, context: Context) -> Sequence[Path] | Mapping[str, Path]:
         """The files whose content decides the images; they are hashed into the identity.
 
-        Runs in preflight, so it loads nothing. Raise `UserError` when a file is missing.
+        A mapping names them (``lora``, ``unet/config.json``), where they lie in several folders; a
+        sequence is named by what the files have not in common. Runs in preflight, so it loads
+        nothing. Raise `UserError` when a file is missing.
         """
         return ()
 
     @classmethod
-    def check(
-        cls, parameters: Any, context: Context, requests: Sequence[Request]
-    ) -> Sequence[str]:
+    def check(cls, parameters: Any, context: Context, requests: Sequence[Request]) -> Sequence[str]:
         """Looks at the requests before anything is made; returns remarks, each a sentence.
 
         Runs in preflight after `weights`, so it loads no weights. Raise `UserError` where a request
@@ -226,10 +226,11 @@ class ModelSpec:
         summary: one line.
         load: ``"module:Class"``, or the `Model` class itself where importing it is cheap.
         parameters: typed parameters with defaults.
-        argument: the parameter that ``--model NAME:TEXT`` sets to TEXT; None: there is no such form.
-        expand: ``"module:function"``, or the function; it is given TEXT (None: there was none) and
-            the home folder and returns the `ModelSpec` to use in place of this one, for example
-            with the parameters that the pipeline in TEXT has.
+        argument: the parameter that ``--model NAME:TEXT`` sets to TEXT; None: no such form.
+        expand: ``"module:function"``, or the function; it is given TEXT and the home folder and
+            returns the `ModelSpec` to use in place of this one, for example with the parameters
+            that the pipeline in TEXT has. Without TEXT such a model cannot run; the summary says
+            what to write.
         image_size: width and height in pixels that it makes by default; None if it varies.
         batch_size: requests a call where the user does not say.
         half: the precision that ``--dtype auto`` means on a GPU. (A parameter named ``dtype`` that
@@ -251,7 +252,7 @@ class ModelSpec:
     load: str | type[Model]
     parameters: type[Parameters] = Parameters
     argument: str | None = None
-    expand: str | Callable[[str | None, Path], ModelSpec] | None = None
+    expand: str | Callable[[str, Path], ModelSpec] | None = None
     image_size: int | None = None
     batch_size: int = 8
     half: Literal["float16", "bfloat16"] = "float16"
@@ -277,7 +278,7 @@ class Encoder(ABC):
         self.context = context
 
     @classmethod
-    def weights(cls, parameters: Any, context: Context) -> Sequence[Path]:
+    def weights(cls, parameters: Any, context: Context) -> Sequence[Path] | Mapping[str, Path]:
         """The files whose content decides the features; see `Model.weights`."""
         return ()
 

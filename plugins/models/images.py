@@ -28,8 +28,8 @@ class ImagesParameters(Parameters):
     )
     csv: Annotated[str | None, Location()] = Field(
         None,
-        description="prompt_INFO.csv (prompt, img_savename); without it the files are named "
-        "SyntheticImg_<id>.png, as the published code does.",
+        description="A table of prompt and img_savename, by default prompt_INFO.csv in the folder; "
+        "without one the files are named SyntheticImg_<id>.png, as the published code does.",
     )
 
 
@@ -42,14 +42,23 @@ class Images(Model):
     parameters: ImagesParameters
 
     @classmethod
-    def files(cls, parameters: ImagesParameters, context: Context) -> dict[str, Path]:
-        """Prompt to file, or ``SyntheticImg_<id>`` to file where there is no CSV."""
-        folder = context.home / Path(parameters.folder).expanduser()
+    def table(cls, parameters: ImagesParameters, context: Context) -> Path | None:
+        """The table that names the images, if there is one."""
         if parameters.csv is not None:
+            return context.home / Path(parameters.csv).expanduser()
+        path = context.home / Path(parameters.folder).expanduser() / "prompt_INFO.csv"
+        return path if path.is_file() else None
+
+    @classmethod
+    def files(cls, parameters: ImagesParameters, context: Context) -> dict[str, Path]:
+        """Prompt to file, or ``SyntheticImg_<id>`` to file where there is no table."""
+        folder = context.home / Path(parameters.folder).expanduser()
+        table = cls.table(parameters, context)
+        if table is not None:
             from chexgenbench.splits.user_images import read_image_list
 
-            listed = read_image_list(context.home / Path(parameters.csv).expanduser(), folder)
-            return dict(reversed(listed))  # the first image of a prompt counts
+            # Of several images of a prompt the first counts.
+            return dict(reversed(read_image_list(table, folder)))
         if not folder.is_dir():
             raise UserError(f"The folder of images {folder} does not exist.")
         return {path.stem: path for path in sorted(folder.glob("SyntheticImg_*.png"))}
@@ -63,15 +72,15 @@ class Images(Model):
                 hint="Name a table: --set images.csv=prompt_INFO.csv",
             )
         # The table too: it decides which image answers which prompt.
-        table = [] if parameters.csv is None else [context.home / Path(parameters.csv).expanduser()]
-        return [*table, *sorted(set(files.values()))]
+        table = cls.table(parameters, context)
+        return [*([table] if table else []), *sorted(set(files.values()))]
 
     def __init__(self, parameters: ImagesParameters, context: Context) -> None:
         super().__init__(parameters, context)
         self.named = self.files(parameters, context)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
-        by_prompt = self.parameters.csv is not None
+        by_prompt = self.table(self.parameters, self.context) is not None
         for request in requests:
             key = request.prompt if by_prompt else f"SyntheticImg_{request.id}"
             if key not in self.named:
@@ -86,9 +95,10 @@ class Images(Model):
 def chexgenbench_models() -> Iterator[ModelSpec]:
     yield ModelSpec(
         name="images",
-        summary="Ready images of yours, one for each prompt",
+        summary="Ready images of yours, one for each prompt: images:FOLDER",
         load=Images,
         parameters=ImagesParameters,
+        argument="folder",
         batch_size=32,
         licence="that of the images",
     )

@@ -88,8 +88,12 @@ Repeats = Annotated[
     int | None, typer.Option("--repeats", min=1, help="Images a prompt.", show_default="suite's, 1")
 ]
 BatchSize = Annotated[
-    int | None,
-    typer.Option("--batch-size", min=1, help="Requests a call.", show_default="the model's"),
+    str | None,
+    typer.Option(
+        "--batch-size",
+        help="Requests a call; auto measures what is fastest here.",
+        show_default="the model's",
+    ),
 ]
 Exact = Annotated[
     bool,
@@ -97,7 +101,23 @@ Exact = Annotated[
         "--exact", help="One request a call: independent of the batch size.", show_default="off"
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0, ...")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda:0, or several: cuda:0,cuda:1.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Processes that make images.", show_default="one a device"
+    ),
+]
+Pickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Load weights that are pickles: they can run code on this machine.",
+        show_default="off",
+    ),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 EncodeBatch = Annotated[
     int, typer.Option("--encode-batch-size", min=1, help="Images an encoder's call.")
@@ -177,7 +197,9 @@ def run(
     reference: ReferenceFile = None,
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
+    workers: Workers = None,
     dtype: Dtype = "auto",
+    allow_pickle: Pickle = False,
     encode_batch_size: EncodeBatch = 32,
     on_bad_image: BadImage = OnBadImage.fail,
     extra_info: ExtraInfo = "",
@@ -212,7 +234,9 @@ def generate(
     batch_size: BatchSize = None,
     exact: Exact = False,
     device: Device = "auto",
+    workers: Workers = None,
     dtype: Dtype = "auto",
+    allow_pickle: Pickle = False,
     home: HomeFolder = None,
     new: New = False,
     quiet: Quiet = False,
@@ -262,7 +286,9 @@ def evaluate(
     reference: ReferenceFile = None,
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
+    workers: Workers = None,
     dtype: Dtype = "auto",
+    allow_pickle: Pickle = False,
     encode_batch_size: EncodeBatch = 32,
     on_bad_image: BadImage = OnBadImage.fail,
     extra_info: ExtraInfo = "",
@@ -298,6 +324,8 @@ def doctor(
     subset: Subsets = None,
     reference: ReferenceFile = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    allow_pickle: Pickle = False,
     home: HomeFolder = None,
 ) -> None:
     """Check everything that a run needs, without running it."""
@@ -336,6 +364,9 @@ def options_of(given: dict[str, Any]) -> Options:
     if split and split.lower().endswith(".csv"):
         settings.append(f"csv.test={Path(split).expanduser().resolve()}")
         split = "csv"
+    batch: str | None = given.get("batch_size")
+    if batch is not None and batch != "auto" and not batch.isdecimal():
+        raise UserError(f"--batch-size {batch!r} is neither a number nor auto.")
     changes = {
         "split": split,
         "models": given.get("model"),
@@ -344,8 +375,9 @@ def options_of(given: dict[str, Any]) -> Options:
         "uncertain": given["uncertain"].value if given.get("uncertain") else None,
         "protocol": given["protocol"].value if given.get("protocol") else None,
         "subsets": parse_subsets(subsets) if subsets else None,
+        "batch_size": batch if batch in (None, "auto") else int(batch),
         "exact": given.get("exact") or None,
-    } | {name: given.get(name) for name in ("limit", "seed", "repeats", "batch_size")}
+    } | {name: given.get(name) for name in ("limit", "seed", "repeats")}
     return Options(
         home=Home.find(given["home"]),
         suite=given["suite"],
@@ -357,6 +389,8 @@ def options_of(given: dict[str, Any]) -> Options:
         reference=bundle.expanduser().resolve() if bundle is not None else None,
         device=given.get("device", "auto"),
         dtype=given.get("dtype", "auto"),
+        workers=given.get("workers"),
+        allow_pickle=given.get("allow_pickle", False),
         encode_batch_size=given.get("encode_batch_size", 32),
         on_bad_image=given["on_bad_image"].value if given.get("on_bad_image") else "fail",
         extra_info=given.get("extra_info", ""),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from chexgenbench.types import FINDINGS
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 """The newest `RunRecord.schema_version` that this release reads."""
 
 
@@ -29,6 +29,7 @@ class RunRecord(BaseModel):
     run_id: str = Field(min_length=1)
     suite: str
     model: str
+    model_plugin: str | None = None
     split: str
     protocol: str
     subsets: dict[str, str] = Field(default_factory=dict)
@@ -51,6 +52,11 @@ class RunRecord(BaseModel):
     n_flagged: int = 0
     seconds_generating: float | None = None
     images_per_second: float | None = None
+    workers: int | None = None
+    threads: int | None = None
+    peak_memory: int | None = None
+    n_cut_batches: int | None = None
+    remarks: list[str] = Field(default_factory=list)
     created_at: str
     finished_at: str | None = None
     used_at: str | None = None
@@ -147,6 +153,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         width=_INT,
         height=_INT,
         seconds=_REAL,
+        batch=_INT,
+        call=_INT,
         flags=pa.list_(_TEXT),
         status=_TEXT,
         reason=_TEXT,
@@ -193,7 +201,8 @@ ADDED: Mapping[int, Mapping[str, tuple[str, ...]]] = {
         ),
         "differences": tuple(SCHEMAS["differences"].names),
         "influences": tuple(INFLUENCES.names),
-    }
+    },
+    3: {"images": ("batch", "call")},
 }
 """Record version to the columns that came with it; an older run has none of them."""
 

@@ -30,7 +30,7 @@ class Table:
 
 _SCORE = (
     ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
-    ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
+    ("model", "VARCHAR NOT NULL", "What results call the model."),
     ("suite", "VARCHAR NOT NULL", "Name of the suite."),
     ("metric", "VARCHAR NOT NULL", "Name of the score, such as fid."),
     ("plugin", "VARCHAR NOT NULL", "Metric plugin that gave the score."),
@@ -89,7 +89,12 @@ TABLES: dict[str, Table] = {
         (
             ("run_id", "VARCHAR NOT NULL", "Identity of the run; its directory has this name."),
             ("suite", "VARCHAR NOT NULL", "Name of the suite."),
-            ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
+            ("model", "VARCHAR NOT NULL", "What results call the model: its name, or a label."),
+            (
+                "model_plugin",
+                "VARCHAR",
+                "Name of the model plugin; null where the images were there.",
+            ),
             ("model_id", "VARCHAR NOT NULL", "Model with its parameters and weights, in models."),
             ("split", "VARCHAR NOT NULL", "Name of the split."),
             ("protocol", "VARCHAR NOT NULL", "Protocol: standard or legacy."),
@@ -110,9 +115,14 @@ TABLES: dict[str, Table] = {
             ("n_prompts", "BIGINT NOT NULL", "Prompts of the run."),
             ("n_images", "BIGINT NOT NULL", "Images generated."),
             ("n_skipped_images", "BIGINT NOT NULL", "Images left out because unreadable."),
-            ("n_flagged", "BIGINT NOT NULL", "Images flagged as black, constant or NaN."),
-            ("seconds_generating", "DOUBLE", "Time spent generating, in seconds."),
-            ("images_per_second", "DOUBLE", "Rate of generation."),
+            ("n_flagged", "BIGINT NOT NULL", "Images with a flag, see images."),
+            ("seconds_generating", "DOUBLE", "Time that the calls of the model took together."),
+            ("images_per_second", "DOUBLE", "Rate of generation, all workers together."),
+            ("workers", "BIGINT", "Processes that generated."),
+            ("threads", "BIGINT", "Threads of each of them."),
+            ("peak_memory", "BIGINT", "Largest memory of a generating process or device, bytes."),
+            ("n_cut_batches", "BIGINT", "Batches that were cut because memory ran out."),
+            ("remarks", "VARCHAR", "What was noticed about the model and its prompts, as JSON."),
             ("created_at", "TIMESTAMP NOT NULL", "When the run began (UTC)."),
             ("finished_at", "TIMESTAMP", "When the run ended (UTC)."),
             ("used_at", "TIMESTAMP", "When the same command last found it finished (UTC)."),
@@ -134,7 +144,7 @@ TABLES: dict[str, Table] = {
         "A model plugin with given parameters and weights, used by at least one run.",
         (
             ("model_id", "VARCHAR NOT NULL", "SHA-256 of name, parameters and weights."),
-            ("model", "VARCHAR NOT NULL", "Name of the model plugin."),
+            ("model", "VARCHAR NOT NULL", "What results call the model."),
             ("parameters", "VARCHAR NOT NULL", "Parameters, as JSON."),
             ("weights", "VARCHAR NOT NULL", "Hashes of the weights, as JSON."),
         ),
@@ -176,7 +186,15 @@ TABLES: dict[str, Table] = {
             ("width", "BIGINT", "Width in pixels."),
             ("height", "BIGINT", "Height in pixels."),
             ("seconds", "DOUBLE", "Time it took, in seconds."),
-            ("flags", "VARCHAR[]", "What is suspect about the image."),
+            ("batch", "BIGINT", "Its batch: calls of the model are cut by the list of requests."),
+            ("call", "BIGINT", "Requests in its call; fewer than in the batch: memory ran out."),
+            (
+                "flags",
+                "VARCHAR[]",
+                "What is suspect about the image: nan, black, constant, duplicate (as good as the "
+                "image of another prompt), truncated (the model did not read the whole prompt), "
+                "safety_blank, or a flag of the model.",
+            ),
             ("status", "VARCHAR", "ok, or why the image does not count."),
             ("reason", "VARCHAR", "What was wrong with it."),
         ),
@@ -393,6 +411,17 @@ VIEWS: dict[str, tuple[str, str]] = {
          AND p.metric = a.metric AND p.encoder = a.encoder AND p.subset = a.subset
         """,
     ),
+    "flagged": (
+        "How many images of each run of the leaderboard have which flag.",
+        f"""
+        SELECT runs.suite, runs.model, flag, count(*) AS n, any_value(runs.n_images) AS n_images,
+               runs.run_id
+        FROM (SELECT run_id, unnest(flags) AS flag FROM images) AS marked
+        JOIN runs USING (run_id)
+        WHERE runs.run_id IN ({_LATEST})
+        GROUP BY runs.suite, runs.model, flag, runs.run_id
+        """,  # noqa: S608
+    ),
     "best": (
         "The best value for each suite, metric, encoder and subset of the leaderboard, and each "
         "basis where there are several; tied says how many models share its rank.",
@@ -412,6 +441,9 @@ VIEWS: dict[str, tuple[str, str]] = {
 }
 
 _VIEW_COLUMNS = {
+    "flag": "A flag, as in images.",
+    "n": "Images that have it.",
+    "n_images": "Images generated.",
     "finding": "One of the findings.",
     "overall_value": "The same score over all rows.",
     "run_a": "The first run.",
@@ -462,6 +494,13 @@ def _widen(connection: duckdb.DuckDBPyConnection) -> None:
     _add(connection, "published", ("split", "protocol"))
 
 
+def _engine(connection: duckdb.DuckDBPyConnection) -> None:
+    """Version 3: what is known of how the images were made."""
+    new = ("model_plugin", "workers", "threads", "peak_memory", "n_cut_batches", "remarks")
+    _add(connection, "runs", new)
+    _add(connection, "images", ADDED[3]["images"])
+
+
 def _add(connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str]) -> None:
     kinds = {column: kind for column, kind, _ in TABLES[table].columns}
     for column in columns:
@@ -471,7 +510,7 @@ def _add(connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[st
         )
 
 
-MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [_create, _widen]
+MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [_create, _widen, _engine]
 """The step at index i leads from schema version i to i + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -28,7 +28,16 @@ from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, 
 
 _LOCK_SECONDS = 600
 _Change = Callable[[duckdb.DuckDBPyConnection], None]
-_JSON = ("model_parameters", "subsets", "versions", "weights", "hardware", "encoders", "metrics")
+_JSON = (
+    "model_parameters",
+    "subsets",
+    "remarks",
+    "versions",
+    "weights",
+    "hardware",
+    "encoders",
+    "metrics",
+)
 
 
 @dataclass(frozen=True)

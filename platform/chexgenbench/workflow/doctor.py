@@ -19,7 +19,7 @@ from chexgenbench.workflow.plan import (
     load_plugins,
     make_plan,
     plan_models,
-    resolve_device,
+    resolve_devices,
 )
 from chexgenbench.workflow.suite import read_suite
 
@@ -63,7 +63,7 @@ def examine(options: Options) -> Iterator[Check]:
 
 def _machine(options: Options) -> Check:
     try:
-        device = resolve_device(options.device)
+        device = resolve_devices(options.device)[0]
     except ChexGenBenchError as error:
         return Check("device", False, _text(error))
     facts = provenance.hardware(device)

@@ -19,7 +19,7 @@ from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
 from chexgenbench.files import digest
 from chexgenbench.generation import Generation, make_requests, plan_generation
 from chexgenbench.home import Home
-from chexgenbench.registry import Plugin, Registry, load_registry
+from chexgenbench.registry import Plugin, Registry, load_registry, split_model
 from chexgenbench.scoring import MetricPlan, subset_masks
 from chexgenbench.splits.prompts import PromptTable, read_prompts
 from chexgenbench.store.store import Store
@@ -43,6 +43,9 @@ class Options:
         images_root: overrides the split's.
         columns: overrides the split's column names.
         reference: a reference bundle that stands for the real images.
+        device: ``auto``, or torch devices separated by commas; encoders use the first.
+        workers: processes that make images; None: one for each device.
+        allow_pickle: weights may be pickles, which can run code.
         encode_batch_size: images a call of an encoder.
         new: makes a new generation and run although equal ones are finished.
     """
@@ -57,6 +60,8 @@ class Options:
     reference: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
+    workers: int | None = None
+    allow_pickle: bool = False
     encode_batch_size: int = 32
     on_bad_image: Literal["fail", "skip"] = "fail"
     extra_info: str = ""
@@ -69,6 +74,7 @@ class Plan:
     """A checked plan: plugins found, parameters parsed, tables read, weights hashed.
 
     Attributes:
+        models: the suite's models by label, none where the user brings images.
         whole: the split's test table; `prompts` are the rows of it that are used.
         reference: what stands for the real images, if not the images.
         left_out: metrics of the suite that no chosen encoder can serve, with why.
@@ -77,13 +83,14 @@ class Plan:
     options: Options
     suite: Suite
     registry: Registry
+    models: Mapping[str, Plugin[ModelSpec]]
     split: Plugin[SplitSpec]
     whole: PromptTable
     prompts: PromptTable
     training: PromptTable | None
     encoders: Sequence[EncoderPlan]
     metrics: Sequence[MetricPlan]
-    device: str
+    devices: Sequence[str]
     left_out: Sequence[str] = ()
     reference: Reference | None = None
 
@@ -95,6 +102,11 @@ class Plan:
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """The subsets of `prompts`."""
         return subset_masks(self.prompts, self.suite.subsets)
+
+    @property
+    def device(self) -> str:
+        """The device that encodes, and the first that generates."""
+        return self.devices[0]
 
     @property
     def text_encoders(self) -> frozenset[str]:
@@ -109,7 +121,7 @@ def load_plugins(options: Options) -> Registry:
     import platformdirs
 
     folder = Path(platformdirs.user_config_dir("chexgenbench", appauthor=False)) / "plugins"
-    return load_registry(options.plugins, folder)
+    return load_registry(options.plugins, folder, options.home.root)
 
 
 def make_plan(options: Options, *, models: bool = True, metrics: bool = True) -> Plan:
@@ -126,8 +138,8 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     suite = read_suite(options.suite, options.home, options.changes)
     split = registry.find("splits", suite.split)
     chosen: dict[str, Plugin[Any]] = {suite.split: split}
-    if models:
-        chosen |= {name: registry.find("models", name) for name in suite.models}
+    chosen_models = find_models(registry, suite.models) if models else {}
+    chosen |= chosen_models
     chosen |= {name: registry.find("encoders", name) for name in suite.encoders}
     left_out: list[str] = []
     metric_encoders = _metric_encoders(options, suite, registry, left_out) if metrics else {}
@@ -136,8 +148,13 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
 
     check_folders(options.home)
     Store(options.home.store).check()
-    device = resolve_device(options.device)
-    context = Context(device=device, home=options.home.root, cache=options.home.cache)
+    devices = resolve_devices(options.device)
+    context = Context(
+        device=devices[0],
+        home=options.home.root,
+        cache=options.home.cache,
+        allow_pickle=options.allow_pickle,
+    )
     whole, training = _read_split(options, suite, split, values[suite.split], context)
 
     hashes = HashCache(options.home.cache / "hashes.sqlite")
@@ -166,13 +183,14 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         options=options,
         suite=suite,
         registry=registry,
+        models=chosen_models,
         split=split,
         whole=whole,
         prompts=prompts,
         training=training,
         encoders=encoders,
         metrics=metric_plans,
-        device=device,
+        devices=devices,
         left_out=left_out,
         reference=Reference.open(options.reference) if options.reference else None,
     )
@@ -180,6 +198,29 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     if plan.reference is not None:
         plan.reference.check(plan)
     return plan
+
+
+def find_models(registry: Registry, texts: Sequence[str]) -> dict[str, Plugin[ModelSpec]]:
+    """Label to model of what ``--model`` or a suite names.
+
+    Raises:
+        UserError: an unknown model, or two with one label.
+    """
+    found: dict[str, Plugin[ModelSpec]] = {}
+    for text in texts:
+        plugin = registry.find("models", text)
+        if plugin.spec.expand is not None and split_model(text)[2] is None:
+            raise UserError(
+                f"The model {plugin.spec.name!r} needs a text after a colon.",
+                hint=f"{plugin.spec.summary}. See: chexgenbench models show {plugin.spec.name}",
+            )
+        if plugin.name in found:
+            raise UserError(
+                f"Two models would both be called {plugin.name!r} in the results.",
+                hint=f"Give one a label: --model LABEL={text.rpartition('=')[2]}",
+            )
+        found[plugin.name] = plugin
+    return found
 
 
 def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Generation]:
@@ -193,11 +234,11 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
             once.
     """
     suite, options = plan.suite, plan.options
-    chosen = {name: plan.registry.models[name] for name in suite.models}
+    chosen = plan.models
     values = _parameters(
         options,
         suite,
-        chosen | {suite.split: plan.split} | _others(plan),
+        {**chosen, suite.split: plan.split, **_others(plan)},
     )
     generations: list[Generation] = []
     faults: list[UserError] = []
@@ -253,56 +294,70 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
     )
 
 
-def hash_weights(
-    plugin: Plugin[Any], parameters: Any, context: Context, hashes: HashCache
-) -> dict[str, str]:
-    """Name (relative to the folder that all have in common) to SHA-256 of each weight file."""
+def weight_paths(plugin: Plugin[Any], parameters: Any, context: Context) -> dict[str, Path]:
+    """Name to path of each weight file of a model or encoder; see `Model.weights`."""
     found = plugin.load()
-    paths = plugin.call(
-        "cannot name its weights",
-        # Links are kept: the hub's cache names its files by links, and a result must not depend on
-        # whether weights lie there or in a folder.
-        lambda: [Path(os.path.abspath(path)) for path in found.weights(parameters, context)],  # noqa: PTH100
-    )
+    files = plugin.call("cannot name its weights", lambda: found.weights(parameters, context))
+    if isinstance(files, Mapping):
+        return {str(name): Path(path) for name, path in files.items()}
+    # Links are kept: the hub's cache names its files by links, and a result must not depend on
+    # whether weights lie there or in a folder.
+    paths = [Path(os.path.abspath(path)) for path in files]  # noqa: PTH100
     if not paths:
         return {}
     base = Path(os.path.commonpath([path.parent for path in paths]))
+    return {path.relative_to(base).as_posix(): path for path in paths}
+
+
+def hash_weights(
+    plugin: Plugin[Any], parameters: Any, context: Context, hashes: HashCache
+) -> dict[str, str]:
+    """Name to SHA-256 of each weight file; many of them stand as one hash of all."""
+    paths = weight_paths(plugin, parameters, context)
     result: dict[str, str] = {}
-    for path, value in zip(paths, hashes.sha256(paths), strict=True):
+    for (name, path), value in zip(paths.items(), hashes.sha256(list(paths.values())), strict=True):
         if value is None:
             raise UserError(f"The weights of {plugin.name!r} cannot be read: {path}.")
-        result[path.relative_to(base).as_posix()] = value
+        result[name] = value
     if len(result) > _MANY_FILES:
         return {f"{len(result)} files": digest(result)}
     return dict(sorted(result.items()))
 
 
-def resolve_device(device: str) -> str:
-    """``auto`` to the first GPU or the CPU; anything else is checked.
+def resolve_devices(text: str) -> tuple[str, ...]:
+    """``auto`` to all GPUs or the CPU; names separated by commas are checked.
 
     Raises:
-        UserError: no such device here.
+        UserError: no such device here, or devices of several kinds, whose images would differ.
     """
     import torch
 
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    if text == "auto":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return tuple(f"cuda:{i}" for i in range(count)) or ("cpu",)
+    devices = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for device in devices:
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"The device {device!r} is not there: {str(error).splitlines()[0]}",
+                hint="Use --device cpu, or auto.",
+            ) from error
+    if len({device.partition(":")[0] for device in devices}) != 1:
         raise UserError(
-            f"The device {device!r} is not there: {str(error).splitlines()[0]}",
-            hint="Use --device cpu, or auto.",
-        ) from error
-    return device
+            f"--device {text!r} names no device, or devices of several kinds.",
+            hint="Example: --device cuda:0,cuda:1",
+        )
+    return devices
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """``auto`` to half precision on a GPU and single on a CPU, where half is slower."""
+def resolve_dtype(dtype: str, device: str, half: str = "float16") -> str:
+    """``auto`` to `half` on a GPU and to single on a CPU, where half is slower."""
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     if dtype == "auto":
-        return "float32" if device.startswith("cpu") else "float16"
+        return "float32" if device.startswith("cpu") else half
     return dtype
 
 
@@ -413,19 +468,22 @@ def _parameters(
     options: Options, suite: Suite, chosen: Mapping[str, Plugin[Any]]
 ) -> dict[str, dict[str, Any]]:
     """Plugin name to parameter values, of the protocol, then the suite, then ``--set``."""
-    models = set(suite.models)
+    names = {name: plugin.spec.name for name, plugin in chosen.items()}
+    unused = {split_model(text)[1] for text in suite.models} | set(suite.models)
     kinds = {name: plugin.spec.kind for name, plugin in chosen.items()}
     has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in chosen.items()}
     values = {
         name: dict(getattr(plugin.spec, "protocols", {}).get(suite.protocol, {}))
         for name, plugin in chosen.items()
     }
-    for name, given in suite.parameters.items():
-        if name in values:
-            values[name] |= given
-        elif name not in models:
+    # What is said of a plugin holds for all its labels; what is said of a label comes after it.
+    for name, given in sorted(suite.parameters.items(), key=lambda item: item[0] in chosen):
+        targets = [label for label in chosen if name in (label, names[label])]
+        if not targets and name not in unused:
             raise unknown_name("chosen plugin (in the suite's parameters)", name, chosen)
-    for name, given in parse_settings(list(options.settings), kinds, has).items():
+        for label in [name] if name in chosen else targets:
+            values[label] |= given
+    for name, given in parse_settings(list(options.settings), kinds, has, names).items():
         values[name] |= given
     for name, plugin in chosen.items():
         plugin.parse(values[name])

@@ -6,7 +6,7 @@ import importlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -43,7 +43,7 @@ class Suite(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     repeats: int = Field(1, ge=1, le=1000)
     limit: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1, le=4096)
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     exact: bool = False
     parameters: Mapping[str, Mapping[str, Any]] = {}
 
@@ -143,43 +143,52 @@ def parse_subsets(given: Sequence[str]) -> dict[str, str]:
 
 
 def parse_settings(
-    settings: list[str], names: Mapping[str, str], has: Mapping[str, set[str]]
+    settings: list[str],
+    kinds: Mapping[str, str],
+    has: Mapping[str, set[str]],
+    plugins: Mapping[str, str],
 ) -> dict[str, dict[str, Scalar]]:
-    """``--set`` values to plugin name and parameter.
+    """``--set`` values to label and parameter.
 
     Args:
         settings: ``parameter=value`` for every chosen model that has it, or
-            ``plugin.parameter=value`` for one chosen plugin of any kind.
-        names: the chosen plugins' names to their kinds.
-        has: the chosen plugins' names to the names of their parameters.
+            ``name.parameter=value`` for one label, or for all labels that one plugin runs under.
+        kinds: the chosen plugins' labels to their kinds.
+        has: the chosen plugins' labels to the names of their parameters.
+        plugins: the labels to the names of the plugins.
 
     Raises:
         UserError: not of that form, or nothing chosen has such a parameter.
 
-    >>> parse_settings(["steps=5"], {"sana": "model"}, {"sana": {"steps"}})
-    {'sana': {'steps': '5'}}
+    >>> parse_settings(["steps=5"], {"mine": "model"}, {"mine": {"steps"}}, {"mine": "sana"})
+    {'mine': {'steps': '5'}}
     """
-    result: dict[str, dict[str, Scalar]] = {}
+    general: dict[str, dict[str, Scalar]] = {}
+    special: dict[str, dict[str, Scalar]] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
+        # The name of a label may hold an equals sign of its own: one of a folder.
+        owners = [name for name in {*kinds, *plugins.values()} if setting.startswith(f"{name}.")]
+        owner = max(owners, key=len, default=None)
+        if owner is not None:
+            key, equals, value = setting[len(owner) + 1 :].partition("=")
         if not equals or not key:
             raise UserError(
                 f"--set {setting!r} is not of the form name=value.", hint="Example: --set steps=20"
             )
-        # Plugin names may hold dots, so the longest chosen name that fits is taken.
-        owner = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+        if owner is not None and owner in kinds:
+            special.setdefault(owner, {})[key] = value
+            continue
         if owner is not None:
-            parameter = key[len(owner) + 1 :]
-            targets = [owner]
+            targets = [label for label, name in plugins.items() if name == owner]
         else:
-            parameter = key
-            targets = [name for name in _models(names) if key in has[name]]
-            if not targets:
-                known = sorted({item for name in _models(names) for item in has[name]})
-                raise unknown_name("parameter of the chosen models", parameter, known)
+            targets = [name for name in _models(kinds) if key in has[name]]
+        if not targets:
+            known = sorted({item for name in _models(kinds) for item in has[name]})
+            raise unknown_name("parameter of the chosen models", key, known)
         for target in targets:
-            result.setdefault(target, {})[parameter] = value
-    return result
+            general.setdefault(target, {})[key] = value
+    return {name: general.get(name, {}) | special.get(name, {}) for name in {**general, **special}}
 
 
 def _models(names: Mapping[str, str]) -> Iterator[str]:
