@@ -25,6 +25,7 @@ class Generation:
         id: 16 hexadecimal digits of the hash of everything that decides the images.
         identity: what was hashed, except the requests, which stand there as their hash.
         folder: where the images and the manifest lie.
+        remarks: what `Model.check` said of the requests.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Generation:
     context: Context
     requests: Sequence[Request]
     batch_size: int
+    remarks: Sequence[str] = ()
 
     def made(self) -> int:
         """How many of the images are there."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -273,15 +273,22 @@ def _others(plan: Plan) -> dict[str, Plugin[Any]]:
 def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]) -> Generation:
     suite, options = plan.suite, plan.options
     parameters = plugin.parse(values)
+    own = getattr(parameters, "dtype", "auto")
     context = Context(
         device=plan.device,
-        dtype=resolve_dtype(options.dtype, plan.device),
+        dtype=resolve_dtype(options.dtype if own == "auto" else own, plan.device, plugin.spec.half),
         home=options.home.root,
         cache=options.home.cache,
+        allow_pickle=options.allow_pickle,
         training=plan.training,
     )
     requests = make_requests(plan.prompts, seed=suite.seed, repeats=suite.repeats, size=None)
-    return plan_generation(
+    weights = hash_weights(plugin, parameters, context, plan.hashes)
+    found = plugin.load()
+    remarks = plugin.call(
+        "cannot check its requests", lambda: tuple(found.check(parameters, context, requests))
+    )
+    generation = plan_generation(
         plugin,
         parameters,
         context,
@@ -289,9 +296,10 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
         batch_size=suite.batch_size,
         exact=suite.exact,
         root=options.home.generations,
-        weights=hash_weights(plugin, parameters, context, plan.hashes),
+        weights=weights,
         nonce=os.urandom(8).hex() if options.new else None,
     )
+    return replace(generation, remarks=remarks)
 
 
 def weight_paths(plugin: Plugin[Any], parameters: Any, context: Context) -> dict[str, Path]:
