@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import pickle
+import shutil
 import threading
 import time
 from collections import Counter
@@ -16,10 +18,16 @@ from urllib.request import Request
 
 import pytest
 
-from chexgenbench.downloads import _Redirects, fetch, locate, summary
+from chexgenbench.downloads import _Redirects, fetch, locate, snapshot, summary
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.progress import Progress
 from chexgenbench.types import Download, RemoteFile
+from chexgenbench_plugins.weights import (
+    read_state,
+    refuse_pickles,
+    safe_weight_files,
+    weight_folder,
+)
 from desk import Desk
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several pieces
@@ -27,6 +35,57 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 CONFIG = b'{"width": 3}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 QUIET = Progress(quiet=True)
+
+# A repository in the layout of a diffusers pipeline, with all that is in the way in real ones.
+INDEX = {
+    "_class_name": "SomePipeline",
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "transformer": ["diffusers", "Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SHARDS = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+PIPELINE: dict[str, bytes] = {
+    "README.md": b"A card.",
+    "everything.safetensors": CONTENT + b"root",
+    "model_index.json": json.dumps(INDEX).encode(),
+    "scheduler/scheduler_config.json": b"{}",
+    "transformer/config.json": CONFIG,
+    "transformer/model-1-of-2.safetensors": CONTENT,
+    "transformer/model-2-of-2.safetensors": CONTENT[:70_000],
+    "transformer/model.safetensors.index.json": json.dumps(SHARDS).encode(),
+    "transformer/model.fp16.safetensors": CONTENT[:50_000],
+    "transformer/pytorch_model.bin": CONTENT[:60_000],
+    "vae/config.json": b'{"width": 4}\n',
+    "vae/model.safetensors": CONTENT[:80_000],
+}
+PATTERNS = (
+    "model_index.json",
+    "scheduler/*",
+    "transformer/config.json",
+    "transformer/model-*.safetensors",
+    "transformer/*.index.json",
+    "transformer/*.bin",
+    "vae/*",
+)
+WANTED = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "transformer/config.json",
+    "transformer/model-1-of-2.safetensors",
+    "transformer/model-2-of-2.safetensors",
+    "transformer/model.safetensors.index.json",
+    "vae/config.json",
+    "vae/model.safetensors",
+}
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def git_name(body: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
@@ -71,6 +130,10 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.write(CONTENT[1_500_000:])
             case path if path.startswith(f"/owner/name/resolve/{COMMIT}/"):
                 self.hub(path.rpartition("/")[2])
+            case path if path.startswith("/api/models/"):
+                self.describe(path.partition("?")[0].removeprefix("/api/models/"))
+            case path if "/resolve/" in path:
+                self.serve(path)
             case _:
                 self.answer(b"nothing here", 404)
 
@@ -82,12 +145,51 @@ class Handler(BaseHTTPRequestHandler):
             changed = CONTENT[:-1] + b"!"
             self.answer(changed, ETag=f'"{SHA256}"', **{"X-Repo-Commit": COMMIT})
         elif name == "config.json":
-            git = hashlib.sha1(b"blob %d\0" % len(CONFIG) + CONFIG).hexdigest()
-            self.answer(CONFIG, ETag=f'"{git}"', **{"X-Repo-Commit": COMMIT})
+            self.answer(CONFIG, ETag=f'"{git_name(CONFIG)}"', **{"X-Repo-Commit": COMMIT})
         elif name == "altered.json":
             self.answer(CONFIG, ETag=f'"{"0" * 40}"', **{"X-Repo-Commit": COMMIT})
         else:
             self.answer(b"", 404, **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+
+    def describe(self, path: str) -> None:
+        """What the hub says of a repository: its newest commit and its files."""
+        repository, _, revision = path.partition("/revision/")
+        if repository not in {"owner/pipe", "owner/gated", "owner/cut", "owner/huge", "owner/old"}:
+            self.answer(b"{}", 404, **{"X-Error-Code": "RepoNotFound"})
+        elif revision not in {"", COMMIT}:
+            self.answer(b"{}", 404, **{"X-Error-Code": "RevisionNotFound"})
+        else:
+            files = PIPELINE
+            if repository == "owner/old":
+                files = {name: body for name, body in PIPELINE.items() if name.endswith(".bin")}
+            siblings = [
+                {
+                    "rfilename": name,
+                    "size": 10**16 if repository == "owner/huge" else len(body),
+                    "blobId": git_name(body),
+                    "lfs": {"size": len(body), "sha256": sha256(body), "pointerSize": 130}
+                    if name.endswith((".safetensors", ".bin"))
+                    else None,
+                }
+                for name, body in files.items()
+            ]
+            body = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+            self.answer(body, **{"Content-Type": "application/json"})
+
+    def serve(self, path: str) -> None:
+        _, name, _, _, *rest = path.strip("/").split("/")
+        file = "/".join(rest)
+        facts = {"X-Repo-Commit": COMMIT}
+        if name == "gated":
+            self.answer(b"", 401, **facts, **{"X-Error-Code": "GatedRepo"})
+        elif file not in PIPELINE:
+            self.answer(b"", 404, **facts, **{"X-Error-Code": "EntryNotFound"})
+        else:
+            body = PIPELINE[file]
+            large = file.endswith((".safetensors", ".bin"))
+            facts["ETag"] = f'"{sha256(body) if large else git_name(body)}"'
+            sent = body[: len(body) // 2] if name == "cut" and self.command == "GET" else body
+            self.answer(sent, **facts)
 
     def answer(
         self, body: bytes, code: int = 200, *, length: int | None = -1, **headers: str
@@ -176,9 +278,11 @@ def test_a_wrong_file_in_the_cache_is_replaced_and_kept_until_then(
     assert place.read_bytes() == CONTENT
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
-    with pytest.raises(ChexGenBenchError, match="could not be fetched"):
-        fetch(from_address("http://127.0.0.1:9/weights"), tmp_path, QUIET)
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
+def test_nobody_listens(tmp_path: Path, place: str) -> None:
+    with pytest.raises(UserError, match="could not be fetched") as caught:
+        fetch(from_address(f"{place}/weights"), tmp_path, QUIET)
+    assert "HTTPS_PROXY" in str(caught.value.hint)
     assert left(tmp_path) == []
 
 
@@ -354,3 +458,242 @@ def test_what_the_hub_sends_wrong_is_not_kept(
     snapshots = tmp_path / "hub" / "hub"
     assert not [path for path in snapshots.rglob(name) if ".no_exist" not in path.parts]
     assert not [path for path in snapshots.rglob("blobs/*") if path.stat().st_size]
+
+
+def pipeline(source: str = "owner/pipe", **facts: object) -> Download:
+    return Download(source=source, **{"patterns": PATTERNS, "revision": COMMIT} | facts)
+
+
+def command(tmp_path: Path, *downloads: Download) -> tuple[object, ...]:
+    return ("encoders", "fetch", "mine", "--plugin", plugin(tmp_path, *downloads))
+
+
+def test_patterns_bring_what_matches_and_never_a_pickle(
+    server: Server, desk: Desk, tmp_path: Path
+) -> None:
+    done = desk.run(*command(tmp_path, pipeline()), **hub(server, tmp_path))
+    folder = Path(done.out.strip())
+    assert folder.name == COMMIT
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert there == WANTED
+    assert all((folder / name).read_bytes() == PIPELINE[name] for name in there)
+    fetched = {ask for ask in server.asked if ask.startswith("GET /owner/pipe/resolve/")}
+    assert len(fetched) == len(WANTED)
+    desk.run(*command(tmp_path, pipeline()), **hub(server, tmp_path))
+    assert all(server.asked[ask] == 1 for ask in fetched)
+
+
+def test_a_commit_that_nobody_pinned_is_named(server: Server, desk: Desk, tmp_path: Path) -> None:
+    done = desk.run(*command(tmp_path, pipeline(revision=None)), **hub(server, tmp_path))
+    assert f"revision={COMMIT}" in done.err
+    # A run that pins nothing finds it.
+    shown = desk.run(
+        "encoders",
+        "show",
+        "mine",
+        *command(tmp_path, pipeline(revision=None))[3:],
+        **hub(server, tmp_path) | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.out.strip() in shown.out
+    pinned = desk.run(*command(tmp_path, pipeline()), **hub(server, tmp_path))
+    assert "revision=" not in pinned.err
+
+
+GATED = Download(source="owner/gated", files=(RemoteFile(name="a"),), revision=COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("download", "kind", "words"),
+    [
+        (pipeline("owner/gated"), UserError, "licence wants to be accepted"),
+        (GATED, UserError, "licence wants to be accepted"),
+        (from_hub(**{"a.safetensors": None}), ChexGenBenchError, "a.safetensors could not be"),
+        (pipeline("owner/none"), UserError, "no repository owner/none"),
+        (pipeline(revision="f" * 40), UserError, f"no revision '{'f' * 40}'"),
+        (pipeline("owner/huge"), UserError, "free"),
+        (pipeline("owner/cut"), ChexGenBenchError, "could not be fetched"),
+        (pipeline("owner/old"), ChexGenBenchError, "pickles, which are not fetched"),
+        (pipeline(patterns=("unet/*",)), ChexGenBenchError, "no file that matches unet/"),
+    ],
+    ids=lambda value: getattr(value, "source", None),
+)
+def test_faults_of_the_hub_say_what_to_do(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    download: Download,
+    kind: type[ChexGenBenchError],
+    words: str,
+) -> None:
+    place = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", place)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ChexGenBenchError) as caught:
+        fetch(download, tmp_path, QUIET)
+    assert words in caught.value.message
+    assert type(caught.value) is kind
+
+
+def test_a_licence_to_accept_is_the_word_of_the_command(
+    server: Server, desk: Desk, tmp_path: Path
+) -> None:
+    options = command(tmp_path, pipeline("owner/gated", gated=True))
+    failed = desk.run(*options, code=2, **hub(server, tmp_path))
+    assert "Accept it at https://huggingface.co/owner/gated and log in (hf auth login)" in (
+        failed.err
+    )
+    # The plugin's own word on missing weights comes after a fetch, not in the place of its fault.
+    assert "of 'mine' are missing" not in failed.err
+    shown = desk.run("encoders", "show", "mine", *options[3:]).out
+    assert "licence to accept: https://huggingface.co/owner/gated" in shown
+
+
+@pytest.mark.parametrize(
+    ("download", "endpoint"),
+    [
+        (pipeline(), "http://127.0.0.1:9"),
+        (from_hub(**{"model.safetensors": SHA256}), "http://no.such.host.invalid"),
+    ],
+    ids=["refused", "unknown"],
+)
+def test_a_hub_that_cannot_be_reached(
+    desk: Desk, tmp_path: Path, download: Download, endpoint: str
+) -> None:
+    setting = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    failed = desk.run(*command(tmp_path, download), code=2, **setting)
+    assert f"The hub ({endpoint}) cannot be reached" in failed.err
+    assert "HF_ENDPOINT" in failed.err
+    assert str(tmp_path / "hub") in failed.err
+    assert failed.seconds < 20  # the hub's client by itself tries for longer
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache after a fetch of the pipeline; its snapshot."""
+    cache = tmp_path / "cache"
+    folder = cache / "models--owner--pipe" / "snapshots" / COMMIT
+    for name in WANTED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PIPELINE[name])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return folder
+
+
+def know_all_files(folder: Path) -> None:
+    """As the hub's client does after it has listed a repository."""
+    files = {name: {"size": len(body), "blob_id": "0" * 40} for name, body in PIPELINE.items()}
+    table = folder.parents[1] / "trees" / f"{COMMIT}.json"
+    table.parent.mkdir()
+    table.write_text(json.dumps({"format_version": 1, "files": files}))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_part_of_a_repository_is_whole_where_it_is_all_that_was_asked_for(
+    cached: Path, tmp_path: Path, listed: bool
+) -> None:
+    if listed:
+        know_all_files(cached)
+    assert list(locate(pipeline(), tmp_path).values()) == [cached]
+    assert snapshot("owner/pipe", COMMIT) == cached
+    assert weight_folder("owner/pipe", revision=COMMIT, home=tmp_path, what="mine") == cached
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [(name, True) for name in sorted(WANTED)]
+    # A copy by hand, without the hub's list: what the tables inside it name must be there.
+    + [(name, False) for name in sorted(WANTED) if name.startswith("scheduler/")]
+    + [(name, False) for name in sorted(WANTED) if name.endswith(".safetensors")],
+)
+def test_a_part_that_lacks_a_file_is_not_whole(
+    cached: Path, tmp_path: Path, name: str, listed: bool
+) -> None:
+    if listed:
+        know_all_files(cached)
+    (cached / name).unlink()
+    assert list(locate(pipeline(), tmp_path).values()) == [None]
+    with pytest.raises(UserError) as caught:
+        weight_folder(
+            "owner/pipe",
+            revision=COMMIT,
+            home=tmp_path,
+            what="mine",
+            download=pipeline(size=9_000_000_000),
+            kind="models",
+        )
+    assert "9.0 GB" in caught.value.message
+    assert caught.value.hint == "Fetch them: chexgenbench models fetch mine"
+
+
+def test_weights_behind_a_licence_say_where_to_accept_it(cached: Path, tmp_path: Path) -> None:
+    shutil.rmtree(cached)
+    for revision, way in ((COMMIT, "models fetch mine"), ("e" * 40, "hf download owner/pipe")):
+        with pytest.raises(UserError) as caught:
+            weight_folder(
+                "owner/pipe",
+                revision=revision,
+                home=tmp_path,
+                what="mine",
+                download=pipeline(gated=True),
+                kind="models",
+            )
+        assert caught.value.hint is not None
+        assert "https://huggingface.co/owner/pipe" in caught.value.hint
+        assert "hf auth login" in caught.value.hint
+        assert way in caught.value.hint
+
+
+class Touch:
+    """A pickle that runs code when it is loaded: it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_of_more_than_tensors_runs_by_the_users_word_alone(tmp_path: Path) -> None:
+    import torch
+
+    mark, path = tmp_path / "was-here", tmp_path / "weights.pt"
+    torch.save({"a": Touch(mark)}, path)
+    with pytest.raises(UserError, match="without running code") as caught:
+        read_state(path, "mine")
+    assert "--allow-pickle" in str(caught.value.hint)
+    assert not mark.exists()
+    with pytest.raises(UserError, match="no state dict"):
+        read_state(path, "mine", allow_pickle=True)
+    assert mark.exists()
+    torch.save({"a": torch.ones(2)}, path)
+    for allowed in (True, False):
+        assert torch.equal(read_state(path, "mine", allow_pickle=allowed)["a"], torch.ones(2))
+    path.write_bytes(pickle.dumps("text", protocol=2)[:5])
+    for allowed in (True, False):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_state(path, "mine", allow_pickle=allowed)
+
+
+def test_pickles_stand_for_safetensors_by_the_users_word_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
+        safe_weight_files(tmp_path, "mine", allow_pickle=True)
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(b"")
+    for refused in (
+        lambda: safe_weight_files(tmp_path, "mine"),
+        lambda: refuse_pickles(tmp_path, "mine"),
+        lambda: refuse_pickles(weights, "mine"),
+    ):
+        with pytest.raises(UserError, match="can run any code") as caught:
+            refused()
+        assert "model.bin" in caught.value.message
+        assert "--allow-pickle" in str(caught.value.hint)
+    refuse_pickles(weights, "mine", allow_pickle=True)
+    found = safe_weight_files(tmp_path, "mine", allow_pickle=True)
+    assert [path.name for path in found] == ["model.bin", "config.json"]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for allowed in (True, False):
+        found = safe_weight_files(tmp_path, "mine", allow_pickle=allowed)
+        assert [path.name for path in found] == ["model.safetensors", "config.json"]

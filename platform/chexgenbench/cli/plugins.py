@@ -1,4 +1,7 @@
-"""`models`, `encoders`, `metrics`, `splits`: `list`, `show NAME`; weights also `fetch NAME`."""
+"""`models`, `encoders`, `metrics`, `splits`: `list`, `show NAME`; weights also `fetch NAME`.
+
+`models status` says what each model needs on this machine.
+"""
 
 from __future__ import annotations
 
@@ -76,34 +79,94 @@ def _group(kind: str) -> typer.Typer:
                 for path in bring(download, Home.find().cache, Progress()).values():
                     print(path)
             fault = _fault(found)
-            if fault is not None:
-                raise fault
             if not found.spec.downloads:
                 print(f"{name!r} has nothing to fetch.")
+            if fault is not None:
+                raise fault
 
+    if kind == "models":
+        group.command("status")(status)
     return group
+
+
+def status(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", show_default="all")
+    ] = None,
+    plugin: Files = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Precision of the memory.")] = "auto",
+    json: AsJson = False,
+) -> None:
+    """What each model needs here and what is missing; with names, also what to do."""
+    from chexgenbench.home import Home
+    from chexgenbench.types import Context
+    from chexgenbench.workflow.needs import likely_device, model_needs
+
+    registry, home = _registry(plugin), Home.find()
+    context = Context(
+        device=likely_device() if device == "auto" else device, home=home.root, cache=home.cache
+    )
+    chosen = names or sorted(registry.models)
+    found = [model_needs(registry.find("models", name), {}, context, dtype) for name in chosen]
+    if json:
+        _print_json([needs.as_json() for needs in found])
+        return
+    _print_needs(found)
+    for needs in found if names else ():
+        for fault in needs.missing:
+            print(f"{needs.name}: {fault.text}")
+
+
+def _print_needs(found: list[Any]) -> None:
+    from chexgenbench.downloads import size_text
+
+    rows = [("model", "weights", "memory of the weights", "missing here", "licence")]
+    rows += [
+        (
+            needs.name,
+            size_text(needs.size) if needs.files else "-",
+            needs.memory_text() if needs.memory else "-",
+            "; ".join(fault.short for fault in needs.missing) or "nothing",
+            needs.licence,
+        )
+        for needs in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
 
 
 def _print_weights(kind: str, found: Any, files: list[dict[str, Any]]) -> None:
     from chexgenbench.downloads import size_text
 
+    for download in found.spec.downloads:
+        if download.gated:
+            print(f"licence to accept: https://huggingface.co/{download.source}")
     for item in files:
         at = f" at {item['revision']}" if item["revision"] else ""
         state = item["path"] or f"missing, {size_text(item['size'])}"
         print(f"weights: {item['file']} from {item['source']}{at}: {state}")
     if any(item["path"] is None for item in files):
-        print(f"fetch them: chexgenbench {kind} fetch {found.name}")
+        print(f"fetch them: chexgenbench {kind} fetch {found.spec.name}")
     elif fault := _fault(found):
         print(f"weights: {fault.message} {fault.hint or ''}".rstrip())
 
 
 def _fault(found: Any) -> ChexGenBenchError | None:
-    """The error of a plugin that cannot run with its default parameters for want of weights."""
+    """The error of a plugin that cannot run with its default parameters for want of weights.
+
+    None where a parameter must be named first, as `show` says.
+    """
     from chexgenbench.errors import ChexGenBenchError
     from chexgenbench.home import Home
     from chexgenbench.types import Context
 
     home = Home.find()
+    fields = found.spec.parameters.model_fields
+    if any(info.is_required() and name not in found.values for name, info in fields.items()):
+        return None
     try:
         parameters = found.parse({})
         context = Context(home=home.root, cache=home.cache)
