@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chexgenbench import __version__
-from chexgenbench.cli import plugins, reference, results, run, splits
+from chexgenbench.cli import convert, plugins, reference, results, run, splits
 from chexgenbench.errors import ChexGenBenchError
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command("run")(run.run)
 app.command("generate")(run.generate)
 app.command("evaluate")(run.evaluate)
 app.command("doctor")(run.doctor)
+app.command("convert")(convert.convert)
 app.command("query")(results.query)
 app.command("leaderboard")(results.leaderboard)
 app.command("compare")(results.compare)
