@@ -1,101 +1,47 @@
-"""Any Stable Diffusion 1.x or 2.x pipeline: a diffusers folder, or a hub id."""
+"""Stable Diffusion 1.x and 2.x: the four of the benchmark, and any other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
 
-from chexgenbench import (
-    Context,
-    Image,
-    Location,
-    Model,
-    ModelSpec,
-    Parameters,
-    Request,
-    UserError,
-    hookimpl,
-)
-from chexgenbench.files import read_json
-from chexgenbench_plugins.weights import safe_weight_files, weight_folder
+from chexgenbench import Location, ModelSpec, hookimpl
+from chexgenbench.types import Download
+from chexgenbench_plugins.pipelines import PATTERNS, REQUIRES, PipelineModel, PipelineParameters
 
 
-class StableDiffusionParameters(Parameters):
-    weights: Annotated[str, Location()] = Field(
-        description="A diffusers folder, or owner/name on the hub."
-    )
-    revision: str | None = Field(None, description="The hub commit; ignored for a folder.")
-    steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
-    guidance: float = Field(7.5, ge=0, le=100, description="Classifier-free guidance scale.")
-    negative_prompt: str = Field("", description="What the image should not show.")
-
-
-class StableDiffusion(Model):
+class StableDiffusion(PipelineModel):
     """StableDiffusionPipeline without its safety checker, which blanks medical images."""
 
-    parameters: StableDiffusionParameters
+    name = "stable-diffusion"
+    class_name = "StableDiffusionPipeline"
 
-    @classmethod
-    def folder(cls, parameters: StableDiffusionParameters, context: Context) -> Path:
-        return weight_folder(
-            parameters.weights, revision=parameters.revision, home=context.home, what=cls.__name__
-        )
 
-    @classmethod
-    def weights(cls, parameters: StableDiffusionParameters, context: Context) -> Sequence[Path]:
-        folder = cls.folder(parameters, context)
-        index = folder / "model_index.json"
-        if not index.is_file():
-            raise UserError(f"{folder} is no diffusers pipeline: it has no model_index.json.")
-        found = read_json(index).get("_class_name")
-        if found != "StableDiffusionPipeline":
-            raise UserError(f"{folder} holds a {found}, not a StableDiffusionPipeline.")
-        return safe_weight_files(folder, cls.__name__)
+class SdV14(StableDiffusion):
+    name = "sd-v1-4"
 
-    def __init__(self, parameters: StableDiffusionParameters, context: Context) -> None:
-        super().__init__(parameters, context)
-        import torch
-        from diffusers import StableDiffusionPipeline
-        from diffusers.utils import logging
-        from transformers.utils import logging as transformers_logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
-        self.pipeline = StableDiffusionPipeline.from_pretrained(
-            self.folder(parameters, context),
-            dtype=getattr(torch, context.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).to(context.device)
-        self.pipeline.set_progress_bar_config(disable=True)
+class SdV15(StableDiffusion):
+    name = "sd-v1-5"
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
-        import torch
 
-        size = requests[0].size
-        if size is not None and size % self.pipeline.vae_scale_factor:
-            raise UserError(
-                f"Image size {size} is not a multiple of {self.pipeline.vae_scale_factor}."
-            )
-        # Noise comes from the CPU's generator, so that it is the same on every device.
-        result = self.pipeline(
-            prompt=[request.prompt for request in requests],
-            negative_prompt=[self.parameters.negative_prompt] * len(requests),
-            num_inference_steps=self.parameters.steps,
-            guidance_scale=self.parameters.guidance,
-            height=size,
-            width=size,
-            generator=[torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-            output_type="np",
-        )
-        yield from result.images
+class SdV2(StableDiffusion):
+    name = "sd-v2"
+
+
+class SdV21(StableDiffusion):
+    name = "sd-v2-1"
+    download = Download(source="raman07/CheXGenBench-Models-SDV-2-1", patterns=PATTERNS)
+
+
+class SdV21Parameters(PipelineParameters):
+    weights: Annotated[str, Location()] = Field(
+        SdV21.download.source,
+        description="A diffusers folder, or owner/name on the hub; the authors' fine-tuned one "
+        "by default.",
+    )
 
 
 @hookimpl
@@ -104,8 +50,28 @@ def chexgenbench_models() -> Iterator[ModelSpec]:
         name="stable-diffusion",
         summary="Any Stable Diffusion 1.x or 2.x pipeline, by folder or hub id",
         load="chexgenbench_plugins.models.stable_diffusion:StableDiffusion",
-        parameters=StableDiffusionParameters,
+        parameters=PipelineParameters,
+        argument="weights",
         references=("https://arxiv.org/abs/2112.10752",),
-        requires=("diffusers", "transformers"),
+        requires=REQUIRES,
         licence="that of the weights",
     )
+    for found, version, licence in (
+        (SdV14, "1.4", "CreativeML OpenRAIL-M"),
+        (SdV15, "1.5", "CreativeML OpenRAIL-M"),
+        (SdV2, "2", "CreativeML OpenRAIL++-M"),
+        (SdV21, "2.1", "CreativeML OpenRAIL++-M"),
+    ):
+        yield ModelSpec(
+            name=found.name,
+            summary=f"Stable Diffusion {version}, fine-tuned on chest radiographs",
+            load=f"chexgenbench_plugins.models.stable_diffusion:{found.__name__}",
+            parameters=SdV21Parameters if found is SdV21 else PipelineParameters,
+            argument="weights",
+            image_size=512,
+            gpu_dtype="float32",  # as published
+            downloads=() if found.download is None else (found.download,),
+            references=("https://arxiv.org/abs/2505.10496", "https://arxiv.org/abs/2112.10752"),
+            requires=REQUIRES,
+            licence=f"{licence} (base model); that of the fine-tuned weights",
+        )

@@ -1,0 +1,321 @@
+"""How `plugins/pipelines` finds, reads and calls what `tests/test_pipelines.py` does not cover:
+stored precisions and shards, LoRA of other trainers, pipelines without a table entry, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+import tiny
+from chexgenbench.errors import UserError
+from chexgenbench.registry import load_registry
+from chexgenbench.types import Context, Made, Model, Request
+from chexgenbench_plugins.pipelines import prompts as prompts_module
+
+REQUESTS = [
+    Request(id=f"s{i}", prompt_id=f"s{i}", prompt=prompt, seed=i)
+    for i, prompt in enumerate(tiny.PROMPTS)
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny pipelines ``sd-v1``, ``sana`` and ``lcm``."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+    root = tmp_path_factory.mktemp("pipelines")
+    tiny.save("sd-v1", root / "sd-v1")
+    tiny.save("sana", root / "sana")
+    parts = tiny.build("sd-v1").components
+    parts["scheduler"] = LCMScheduler()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts["unet"] = tiny._unet(16, time_cond_proj_dim=8)
+    LatentConsistencyModelPipeline(**parts, requires_safety_checker=False).save_pretrained(
+        root / "lcm"
+    )
+    return root
+
+
+def check(home: Path, name: str, values: dict[str, Any], **more: Any) -> list[str]:
+    found = load_registry().find("models", name)
+    parameters, context = found.parse(values), Context(home=home, cache=home, **more)
+    model = found.load()
+    model.weights(parameters, context)
+    return list(model.check(parameters, context, REQUESTS))
+
+
+def load(home: Path, name: str, values: dict[str, Any], **more: Any) -> Model:
+    check(home, name, values, **more)
+    found = load_registry().find("models", name)
+    return found.create(found.parse(values), Context(home=home, cache=home, **more))
+
+
+def pixels(model: Model) -> NDArray[Any]:
+    made = list(model.generate(REQUESTS))
+    assert all(isinstance(each, Made) for each in made)
+    return np.stack([each.image for each in made])
+
+
+def plain(pipeline: Any, **call: Any) -> NDArray[Any]:
+    return pipeline(
+        prompt=[request.prompt for request in REQUESTS],
+        generator=[torch.Generator("cpu").manual_seed(r.seed) for r in REQUESTS],
+        output_type="np",
+        **call,
+    ).images
+
+
+SD: dict[str, Any] = {"weights": "sd-v1", "steps": 2}
+
+
+def names(home: Path, values: dict[str, Any]) -> list[str]:
+    found = load_registry().models["sd-v1-5"]
+    return sorted(found.load().weights(found.parse(values), Context(home=home, cache=home)))
+
+
+def test_of_two_stored_precisions_one_is_read_and_hashed(home: Path, tmp_path: Path) -> None:
+    whole = tiny.build("sd-v1")
+    whole.save_pretrained(tmp_path / "both")
+    with torch.no_grad():
+        for parameter in whole.unet.parameters():
+            parameter.mul_(0.9)
+    whole.save_pretrained(tmp_path / "both", variant="fp16")
+    save_file({"a": torch.zeros(1)}, tmp_path / "both" / "v1-5-pruned.safetensors")
+    values = {**SD, "weights": "both"}
+    assert names(tmp_path, values) == names(home, SD)
+    assert np.array_equal(
+        pixels(load(tmp_path, "sd-v1-5", values)), pixels(load(home, "sd-v1-5", SD))
+    )
+    values["variant"] = "fp16"
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in names(tmp_path, values)
+    assert "unet/diffusion_pytorch_model.safetensors" not in names(tmp_path, values)
+    assert not np.array_equal(
+        pixels(load(tmp_path, "sd-v1-5", values)), pixels(load(home, "sd-v1-5", SD))
+    )
+    with pytest.raises(UserError, match="no variant 'bf16'"):
+        check(tmp_path, "sd-v1-5", {**values, "variant": "bf16"})
+
+
+def test_a_precision_that_alone_is_stored_is_named(tmp_path: Path) -> None:
+    tiny.build("sd-v1").save_pretrained(tmp_path / "half", variant="fp16")
+    with pytest.raises(UserError, match=r"lack model\.safetensors") as caught:
+        check(tmp_path, "sd-v1-5", {**SD, "weights": "half"})
+    assert "variant=fp16" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_are_read_and_must_be_whole(home: Path, tmp_path: Path, variant: str | None) -> None:
+    folder = tmp_path / "shards"
+    tiny.build("sd-v1").save_pretrained(folder, max_shard_size="20KB", variant=variant)
+    shards = sorted((folder / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 2
+    values = {**SD, "weights": "shards", "variant": variant}
+    assert {f"unet/{shard.name}" for shard in shards} <= set(names(tmp_path, values))
+    assert np.array_equal(
+        pixels(load(tmp_path, "sd-v1-5", values)), pixels(load(home, "sd-v1-5", SD))
+    )
+    shards[1].unlink()
+    with pytest.raises(UserError, match=shards[1].name):
+        check(tmp_path, "sd-v1-5", values)
+
+
+def unet_lora() -> dict[str, torch.Tensor]:
+    state, _ = tiny.lora_tensors(tiny.build("sd-v1").unet)
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def test_loras_of_other_trainers_mean_the_same(home: Path, tmp_path: Path) -> None:
+    """One adapter in the names of PEFT, of diffusers before it, and of kohya's scripts."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    state = unet_lora()
+    peft = {f"unet.{name}": value for name, value in state.items()}
+    kohya = {}
+    for name, value in state.items():
+        layer, _, matrix = name.rpartition(".lora_")
+        flat = f"lora_unet_{layer.replace('.', '_')}"
+        kohya[f"{flat}.lora_{'down' if matrix.startswith('A') else 'up'}.weight"] = value
+        kohya[f"{flat}.alpha"] = torch.tensor(float(tiny.RANK))
+    older = convert_state_dict_to_diffusers(dict(peft))
+    assert not set(older) & set(peft)
+    images = []
+    for name, tensors in {"peft": peft, "older": older, "kohya": kohya}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        values = {**SD, "lora": str(tmp_path / f"{name}.safetensors")}
+        remarks = check(home, "sd-v1-5", values)
+        # Only kohya's files say alpha by themselves.
+        assert len(remarks) == (0 if name == "kohya" else 1)
+        images.append(pixels(load(home, "sd-v1-5", values)))
+    assert np.array_equal(images[0], images[1])
+    assert np.array_equal(images[0], images[2])
+    assert np.abs(images[0] - pixels(load(home, "sd-v1-5", SD))).mean() > 0.01
+
+
+def test_a_lora_of_the_text_encoder_reaches_it(home: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    encoder = tiny.build("sd-v1").text_encoder
+    encoder.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
+    random = torch.Generator().manual_seed(0)
+    state = {
+        f"text_encoder.{name}": torch.randn(value.shape, generator=random)
+        for name, value in get_peft_model_state_dict(encoder).items()
+    }
+    save_file(state, tmp_path / "text.safetensors")
+    values = {**SD, "lora": str(tmp_path / "text.safetensors")}
+    adapted, bare = load(home, "sd-v1-5", values), load(home, "sd-v1-5", SD)
+    assert np.abs(pixels(adapted) - pixels(bare)).mean() > 0.01
+    state["text_encoder.encoder.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 16)
+    save_file(state, tmp_path / "text.safetensors")
+    with pytest.raises(UserError, match=r"1 of its 9 names fit no layer.*layers\.9"):
+        check(home, "sd-v1-5", values)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unet.mid.dora_scale", "DoRA"),
+        ("lora_te_text_model_x.lora_down.weight", "does not fit"),
+        ("unet.conv_in.diff_b", "does not fit"),
+    ],
+)
+def test_a_lora_of_another_kind_is_refused(
+    home: Path, tmp_path: Path, name: str, message: str
+) -> None:
+    save_file({name: torch.zeros(4, 4)}, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match=message):
+        check(home, "sd-v1-5", {**SD, "lora": str(tmp_path / "odd.safetensors")})
+
+
+def test_a_pipeline_that_is_not_in_the_table_is_given_text(home: Path) -> None:
+    values = {"num_inference_steps": 2, "original_inference_steps": 10}
+    model: Any = load(home, f"diffusers:{home / 'lcm'}", values)
+    assert model.encoder is None
+    call = {"num_inference_steps": 2, "original_inference_steps": 10}
+    assert np.array_equal(pixels(model), plain(model.pipeline, **call))
+
+
+def test_two_text_encoders_of_one_kind(tmp_path: Path) -> None:
+    """SDXL: zeros stand for no negative prompt, and an empty one is read."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    tokenizer = tiny.clip_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        StableDiffusionXLPipeline(
+            vae=tiny.kl_vae(0.13),
+            text_encoder=tiny.clip_text(tokenizer, 16),
+            text_encoder_2=tiny.clip_text(tokenizer, 16, 16),
+            tokenizer=tokenizer,
+            tokenizer_2=tiny.clip_tokenizer(),
+            unet=tiny._unet(
+                32,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=64,
+            ),
+            scheduler=EulerDiscreteScheduler(),
+        ).save_pretrained(tmp_path / "xl")
+    images = []
+    for negative in (None, "", "no change"):
+        values = {"num_inference_steps": 2, "negative_prompt": negative}
+        model: Any = load(tmp_path, f"diffusers:{tmp_path / 'xl'}", values)
+        assert model.encoder is not None
+        images.append(pixels(model))
+        asked = {} if negative is None else {"negative_prompt": [negative] * len(REQUESTS)}
+        theirs = plain(model.pipeline, num_inference_steps=2, **asked)
+        assert np.abs(images[-1] - theirs).max() < 1 / 255
+    assert np.abs(images[0] - images[1]).max() > 0.01
+    assert np.abs(images[1] - images[2]).max() > 0.01
+
+
+def test_sana_without_memory_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pipeline makes a warning of it, and then an error about a name without value."""
+    values = {"weights": "sana", "steps": 1, "use_resolution_binning": False}
+    model: Any = load(home, "sana", values)
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(model.pipeline.vae, "decode", full)
+    with pytest.warns(UserWarning, match="no memory left"), pytest.raises(torch.OutOfMemoryError):
+        list(model.generate(REQUESTS))
+
+
+def test_sana_makes_its_trained_size_by_default(home: Path) -> None:
+    """Its pipeline alone would make 1024 x 1024, by enlarging."""
+    values = {"weights": "sana", "steps": 1, "use_resolution_binning": False}
+    assert pixels(load(home, "sana", values)).shape == (3, tiny.SIZE, tiny.SIZE, 3)
+
+
+def test_sana_without_its_instruction(home: Path) -> None:
+    values = {"weights": "sana", "steps": 2, "use_resolution_binning": False}
+    model: Any = load(home, "sana", {**values, "complex_human_instruction": False})
+    call = {"num_inference_steps": 2, "use_resolution_binning": False}
+    size = {"height": tiny.SIZE, "width": tiny.SIZE}
+    theirs = plain(model.pipeline, **call, **size, complex_human_instruction=None)
+    assert np.abs(pixels(model) - theirs).max() <= 1.5 / 255
+    assert np.abs(pixels(model) - plain(model.pipeline, **call, **size)).max() > 0.1
+
+
+def test_kept_embeddings_are_bounded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = load(home, "sd-v1-5", SD)
+    one = 77 * 16 * 4
+    monkeypatch.setattr(prompts_module, "_CACHE_BYTES", 2 * one)
+    before = pixels(model)
+    assert list(model.encoder._kept) == list(tiny.PROMPTS[1:])
+    assert model.encoder._bytes == 2 * one
+    assert np.array_equal(pixels(model), before)
+
+
+def test_offload_is_no_part_of_the_identity_and_said_to_be_idle(home: Path) -> None:
+    found = load_registry().models["sd-v1-5"]
+    values = {**SD, "offload": "model"}
+    assert found.parse(values).identity() == found.parse(SD).identity()
+    assert check(home, "sd-v1-5", values) == ["offload=model has no effect without a GPU."]
+    assert np.array_equal(pixels(load(home, "sd-v1-5", values)), pixels(load(home, "sd-v1-5", SD)))
+
+
+def test_a_tokenizer_as_sentencepiece_alone_is_read(home: Path, tmp_path: Path) -> None:
+    """The published PixArt-Sigma holds ``spiece.model`` and no ``tokenizer.json``."""
+    import io
+    import json
+
+    import sentencepiece
+
+    folder = tiny.save("pixart-sigma", tmp_path / "pixart")
+    place = folder / "tokenizer"
+    size = json.loads((folder / "text_encoder" / "config.json").read_text())["vocab_size"]
+    for path in place.iterdir():
+        path.unlink()
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text.lower() for text in tiny.PROMPTS] * 20),
+        model_writer=model,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (place / "spiece.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 64, "extra_ids": 0}
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert size > 40
+    made = pixels(
+        load(
+            home,
+            "pixart-sigma",
+            {"weights": str(folder), "steps": 2, "use_resolution_binning": False},
+        )
+    )
+    assert len({image.tobytes() for image in made}) == len(tiny.PROMPTS)
