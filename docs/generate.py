@@ -17,6 +17,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import pandas as pd
+
 from chexgenbench.registry import KINDS, load_registry
 from chexgenbench.store.schema import TABLES, VIEWS
 
@@ -58,6 +60,7 @@ def pages() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "store.md": {"schema": schema()},
         ROOT / "docs" / "commands.md": {"commands": commands()},
         ROOT / "docs" / "plugins.md": {"plugins": plugins()},
+        ROOT / "docs" / "models.md": {"models": models()},
     }
 
 
@@ -165,6 +168,30 @@ def plugins() -> str:
         specs = [item.spec for _, item in sorted(registry.of_kind(kind).items())]
         lines += [f"| `{spec.name}` | {spec.summary} | {spec.licence} |" for spec in specs]
         lines.append("")
+    return "\n".join(lines)
+
+
+def models() -> str:
+    """The models of the paper with their weights and settings."""
+    published = pd.read_csv(ROOT / "platform/chexgenbench/published/fidelity.csv")["model"]
+    registry = load_registry()
+    lines = ["| name | weights | steps, guidance | size | on a GPU | licence |", "| --- " * 6 + "|"]
+    for name in sorted(published):
+        spec = registry.models[name].spec
+        fields = spec.parameters.model_fields
+        parts = [
+            f"[{each.source}](https://huggingface.co/{each.source})"
+            + (f" at {each.revision[:8]}" if each.revision else "")
+            + (" (gated)" if each.gated else "")
+            for each in spec.downloads
+        ]
+        weights = ", ".join(parts) or "yours"
+        numbers = [fields[key].default for key in ("steps", "guidance") if key in fields]
+        settings = ", ".join(map(str, numbers)) or "temperature 1, top-p 0.92"
+        lines.append(
+            f"| `{name}` | {weights} | {settings} | {spec.image_size} | {spec.gpu_dtype} | "
+            f"{spec.licence} |"
+        )
     return "\n".join(lines)
 
 

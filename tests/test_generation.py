@@ -9,17 +9,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chexgenbench.errors import ChexGenBenchError
+from chexgenbench.generation import Generation, choose_batch_size, plan_generation
+from chexgenbench.generation.batch_size import Trial, best_size
 from chexgenbench.generation.requests import request_id, seed_of
-from chexgenbench.jobs.generate import MANIFEST, generate, read_manifest
+from chexgenbench.images import duplicates
+from chexgenbench.jobs.generate import generate
+from chexgenbench.jobs.manifest import MANIFEST, read_calls, read_manifest
 from chexgenbench.registry import Plugin
-from chexgenbench.types import Context, Image, Model, ModelSpec, Parameters, Request
+from chexgenbench.types import Context, Image, Made, Model, ModelSpec, Parameters, Request
 
 CONTEXT = Context(home=Path(), cache=Path())
 
@@ -193,11 +203,206 @@ def test_flags_are_kept(tmp_path: Path) -> None:
     ]
     make(tmp_path, failing(pictures), count=4)
     assert [row.flags for row in read_manifest(tmp_path).values()] == [
-        ("black", "constant"),
-        ("nan", "black", "constant"),
+        ("black", "constant", "duplicate"),
+        ("nan", "black", "constant", "duplicate"),
         ("constant",),
         (),
     ]
+
+
+def test_flags_of_the_model_stand_beside_ours(tmp_path: Path) -> None:
+    made = [Made(image=np.zeros((32, 32)), flags=("truncated", "black")), Made(image=np.eye(32))]
+    make(tmp_path, failing(made), count=2)
+    flags = [row.flags for row in read_manifest(tmp_path).values()]
+    assert flags == [("black", "constant", "truncated"), ()]
+
+
+class Collapsed(Batchy):
+    """Every third prompt is answered by one picture, with a little noise of its own."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+        for request, image in zip(requests, super().generate(requests), strict=True):
+            random = np.random.default_rng(request.seed)
+            if int(request.id[1:]) % 3 == 0:
+                image = np.tile(np.arange(32, dtype=np.uint8) * 6, (32, 1))
+                image += random.integers(0, 4, (32, 32), dtype=np.uint8)
+            yield image
+
+
+def test_one_image_for_several_prompts_is_flagged(tmp_path: Path) -> None:
+    collapsed = make(tmp_path, Collapsed)
+    flags = {row.id: row.flags for row in read_manifest(tmp_path).values()}
+    assert flags == {f"r{i}": ("duplicate",) if i % 3 == 0 else () for i in range(11)}
+    manifest = (tmp_path / MANIFEST).read_bytes()
+    assert make(tmp_path, Collapsed) == collapsed
+    assert (tmp_path / MANIFEST).read_bytes() == manifest
+
+
+def test_images_of_one_prompt_may_repeat() -> None:
+    small = np.zeros((4, 16, 16), np.uint8)
+    assert not duplicates(small, ["a"] * 4).any()
+    assert duplicates(small, ["a", "a", "a", "b"]).all()
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 40),
+    block=st.integers(1, 50),
+    spread=st.sampled_from([1, 3, 8, 255]),
+)
+def test_duplicates_are_those_of_the_definition(seed: int, n: int, block: int, spread: int) -> None:
+    random = np.random.default_rng(seed)
+    # Near the largest sums, where float32 would round first.
+    small = 255 - random.integers(0, spread + 1, (n, 16, 16), dtype=np.uint8)
+    small[random.integers(0, 2, n) == 0] //= 255
+    prompts = [str(i) for i in random.integers(0, 5, n)]
+    rows = small.reshape(n, 256).astype(np.int64)
+    squares = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+    other = np.array(prompts)[:, None] != np.array(prompts)[None]
+    expected = ((squares <= 4 * 256) & other).any(axis=1)
+    assert duplicates(small, prompts, block=block).tolist() == expected.tolist()
+
+
+def short_of_memory(limit: int, error: Callable[[], Exception] = MemoryError) -> type[Batchy]:
+    """A model that fits calls of at most `limit` requests; it counts what it was asked."""
+
+    class Short(Batchy):
+        asked: ClassVar[list[int]] = []
+
+        def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+            self.asked.append(len(requests))
+            if len(requests) > limit:
+                raise error()
+            yield from super().generate(requests)
+
+    return Short
+
+
+CUDA = "CUDA out of memory. Tried to allocate 20.00 MiB."
+CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError,
+        lambda: torch.OutOfMemoryError(CUDA),
+        lambda: RuntimeError(CPU),
+        lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_batch(tmp_path: Path, error: Callable[[], Exception]) -> None:
+    short = short_of_memory(3, error)
+    make(tmp_path, short, count=20, batch=8)
+    # The first batch of 8 fails once at 8 and once at 4; later ones start with 2.
+    assert short.asked == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert {row.call for row in read_manifest(tmp_path).values()} == {2}
+    assert read_calls(tmp_path) == {0: (2, 2, 2, 2), 1: (2, 2, 2, 2), 2: (2, 2)}
+
+
+def test_a_batch_is_cut_again_as_it_was(tmp_path: Path) -> None:
+    """Images depend on their call, so a resume with more memory must form the same calls."""
+    whole = make(tmp_path, short_of_memory(5), count=20, batch=8)
+    lost = [tmp_path / "images" / f"SyntheticImg_r{i}.png" for i in (1, 9, 13, 19)]
+    for path in lost:
+        path.unlink()
+    roomy = short_of_memory(100)
+    assert make(tmp_path, roomy, count=20, batch=8) == whole
+    assert roomy.asked == [4, 4, 4, 4]
+    assert make(tmp_path / "roomy", roomy, count=20, batch=8) != whole
+
+
+def test_memory_that_runs_out_in_the_middle_keeps_what_was_made(tmp_path: Path) -> None:
+    class Later(Batchy):
+        """Fits 4 requests until it has made 6 calls, then 2: something else fills the memory."""
+
+        asked: ClassVar[list[int]] = []
+
+        def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+            self.asked.append(len(requests))
+            if len(requests) > (4 if len(self.asked) < 4 else 2):
+                raise MemoryError
+            yield from super().generate(requests)
+
+    make(tmp_path, Later, count=16, batch=8)
+    assert Later.asked == [8, 4, 4, 4, 2, 2, 2, 2]
+    assert read_calls(tmp_path) == {0: (4, 4), 1: (2, 2, 2, 2)}
+
+
+def test_killed_with_short_memory_it_goes_on_as_it_was(tmp_path: Path) -> None:
+    """The cut is on the disk before the first image that depends on it."""
+    whole = make(tmp_path / "whole", short_of_memory(2), count=8, batch=8)
+
+    class Killed(short_of_memory(2)):  # type: ignore[misc]
+        def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+            if requests[0].id == "r4" and len(requests) == 2:
+                while len(list(tmp_path.glob("killed/images/*.png"))) < 4:
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().generate(requests)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=make, args=(tmp_path / "killed", Killed, 8, 8)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert make(tmp_path / "killed", short_of_memory(100), count=8, batch=8) == whole
+
+
+def test_no_memory_for_one_image_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ChexGenBenchError, match="out of memory on cpu with one image") as caught:
+        make(tmp_path, short_of_memory(0))
+    assert "offload" in str(caught.value.hint)
+
+
+def test_images_are_written_while_the_next_are_made(tmp_path: Path) -> None:
+    """The second call ends only when the first one's images are there."""
+
+    class Patient(Batchy):
+        def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+            if requests[0].id == "r4":
+                end = time.monotonic() + 20
+                while len(list(tmp_path.glob("images/*.png"))) < 4:
+                    assert time.monotonic() < end
+                    time.sleep(0.001)
+            yield from super().generate(requests)
+
+    make(tmp_path, Patient, count=8)
+
+
+def test_an_image_that_the_model_uses_again_is_not_changed(tmp_path: Path) -> None:
+    class Reusing(Batchy):
+        """Gives out views of one buffer, which its next call writes over."""
+
+        buffer = np.zeros((4, 32, 32), np.uint8)
+
+        def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+            for i, image in enumerate(super().generate(requests)):
+                self.buffer[i] = image
+                yield self.buffer[i]
+
+    assert make(tmp_path / "reusing", Reusing, count=40) == make(tmp_path / "plain", count=40)
+
+
+def test_a_disk_that_fills_while_images_are_written(tmp_path: Path) -> None:
+    """A folder that takes no file stands for it: the fault is the writer's, a call behind."""
+
+    class Blocking(Batchy):
+        calls = 0
+
+        def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+            if requests[0].id == "r4":
+                (tmp_path / "images" / "SyntheticImg_r6.png").mkdir(parents=True)
+            yield from super().generate(requests)
+
+    with pytest.raises(OSError, match="SyntheticImg_r6"):
+        make(tmp_path, Blocking, count=40)
+    assert [f"r{i}" for i in range(4)] == list(read_manifest(tmp_path))[:4]
+    assert Blocking.calls < 10
+    (tmp_path / "images" / "SyntheticImg_r6.png").rmdir()
+    assert make(tmp_path, count=40) == make(tmp_path / "whole", count=40)
 
 
 def test_seeds_depend_on_the_request_alone() -> None:
@@ -210,3 +415,125 @@ def test_seeds_depend_on_the_request_alone() -> None:
 def test_an_id_that_is_no_file_name_becomes_a_hash(name: str) -> None:
     assert len(request_id(name, 0)) == 32
     assert request_id(name, 3) == f"{request_id(name, 0)}~3"
+
+
+def generation(folder: Path, model: type[Model], batch: int | None = 4) -> Generation:
+    plugin = Plugin(ModelSpec(name="batchy", summary="", load=model), "here.py")
+    return plan_generation(
+        plugin,
+        Parameters(),
+        replace(CONTEXT, home=folder, cache=folder),
+        requests(11),
+        batch_size=batch,
+        exact=False,
+        root=folder,
+        weights={},
+    )
+
+
+def test_what_it_took_is_kept(tmp_path: Path) -> None:
+    planned = generation(tmp_path, short_of_memory(2))
+    planned.run()
+    summary = planned.summary()
+    rows = read_manifest(planned.folder).values()
+    assert (summary.n_images, summary.workers, summary.cut_batches) == (11, 1, 3)
+    assert summary.devices == ("cpu",)
+    assert summary.seconds == pytest.approx(sum(row.seconds for row in rows))
+    assert summary.images_per_second == pytest.approx(11 / summary.seconds)
+    assert 10_000_000 < summary.peak_memory < 2**40
+    assert summary.threads == torch.get_num_threads()
+    assert summary.hardware["processor"]
+
+
+def test_what_it_took_covers_all_resumptions(tmp_path: Path) -> None:
+    """Of images that were there, what their rows say; nothing is counted twice."""
+    planned = generation(tmp_path, Slow)
+    planned.run()
+    first = planned.summary()
+    planned.run()
+    assert planned.summary() == first
+    (planned.folder / "images" / "SyntheticImg_r1.png").unlink()
+    planned.run()
+    assert planned.summary().n_images == 11
+    assert planned.summary().seconds == pytest.approx(first.seconds, rel=0.5)
+
+
+def test_a_manifest_of_another_release_is_not_read(tmp_path: Path) -> None:
+    old = tmp_path / "0123456789abcdef"
+    old.mkdir()
+    (old / "generation.json").write_text('{"model": {"name": "batchy"}, "device": "cpu"}')
+    (old / MANIFEST).write_text('{"id": "r0"}\n')
+    planned = generation(tmp_path, Slow)
+    assert planned.seconds_an_image() is None
+    planned.run()
+    assert planned.seconds_an_image() == pytest.approx(planned.summary().seconds / 11)
+
+
+class Timed(Model):
+    """A call takes 20 ms for up to 8 requests, twice that for twice as many, by its own clock."""
+
+    now = 0.0
+    calls: ClassVar[list[list[str]]] = []
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
+        self.calls.append([request.id for request in requests])
+        Timed.now += 0.02 * max(1, len(requests) / 8)
+        yield from (np.eye(32) for _ in requests)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sleeping would take long and, on a busy machine, any time."""
+    own = SimpleNamespace(perf_counter=lambda: Timed.now)
+    monkeypatch.setattr("chexgenbench.generation.batch_size.time", own)
+    Timed.calls.clear()
+
+
+def choose(folder: Path, model: type[Model], count: int = 100, ask: bool = False) -> int | None:
+    """The batch size; with `ask` only where it is known."""
+    planned = generation(folder, model)
+    return choose_batch_size(
+        planned.plugin,
+        planned.parameters,
+        planned.context,
+        requests(count),
+        root=folder / "generations",
+        weights={},
+        say=None if ask else lambda _text: None,
+    )
+
+
+def test_the_batch_size_is_measured_once(clock: None, tmp_path: Path) -> None:
+    assert choose(tmp_path, Timed, ask=True) is None
+    assert not Timed.calls
+    size = choose(tmp_path, Timed)
+    assert size == 8
+    asked = [len(call) for call in Timed.calls]
+    assert asked == sorted(asked)
+    assert set(asked) == {1, 2, 4, 8, 16, 32}  # two sizes without a gain end it
+    # Consecutive calls ask for other prompts: a model may remember those it knows.
+    assert not set(Timed.calls[0]) & set(Timed.calls[1])
+    Timed.calls.clear()
+    assert choose(tmp_path, Timed) == choose(tmp_path, Timed, ask=True) == size
+    assert not Timed.calls
+
+
+def test_a_size_that_does_not_fit_is_not_chosen(tmp_path: Path) -> None:
+    assert choose(tmp_path, short_of_memory(2)) in (1, 2)
+    assert choose(tmp_path / "none", short_of_memory(0)) == 1
+
+
+def test_no_batch_is_larger_than_the_requests(clock: None, tmp_path: Path) -> None:
+    assert choose(tmp_path, Timed, count=5) == 4
+
+
+RATES = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=7)
+
+
+@given(rates=RATES)
+def test_the_best_size_is_the_smallest_of_the_fast_ones(rates: list[float]) -> None:
+    trials = [Trial(2**i, rate, 0.1) for i, rate in enumerate(rates)]
+    size = best_size(trials)
+    chosen = rates[size.bit_length() - 1]
+    assert chosen >= 0.95 * max(rates)
+    assert all(rate < 0.95 * max(rates) for rate in rates[: size.bit_length() - 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +139,52 @@ def _eight_bits(array: NDArray[Any], flags: list[str]) -> NDArray[np.uint8]:
         array = np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0)
     eight: NDArray[np.uint8] = (array.astype(np.float64).clip(0, 1) * 255).round().astype(np.uint8)
     return eight
+
+
+THUMBNAIL = 16
+"""Pixels a side of a `thumbnail`."""
+
+
+def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey levels [16, 16] of an image of any size: the mean of each area."""
+    small = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, np.uint8)
+
+
+def duplicates(
+    thumbnails: NDArray[np.uint8],
+    prompts: Sequence[str],
+    *,
+    tolerance: float = 2.0,
+    block: int = 2048,
+) -> NDArray[np.bool_]:
+    """Bool [n]: whether an image is practically the same as one of another prompt.
+
+    Args:
+        thumbnails: [n, 16, 16] of `thumbnail`.
+        prompts: what each image answers; images of one prompt are not compared.
+        tolerance: the root mean square difference, in grey levels, up to which two are the same.
+        block: rows compared at a time, which bounds the memory; the result does not depend on it.
+
+    >>> import numpy as np
+    >>> flat, ramp = np.zeros((16, 16), np.uint8), np.arange(256, dtype=np.uint8).reshape(16, 16)
+    >>> duplicates(np.stack([ramp, flat, ramp, flat]), ["a", "b", "c", "b"])
+    array([ True, False,  True, False])
+    """
+    # Sums of 256 products of bytes stay below 2 ** 24, so every float32 here is an exact integer,
+    # in whatever order a matrix product adds.
+    rows = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    squares = (rows * rows).sum(axis=1)
+    _, group = np.unique(np.asarray(prompts), return_inverse=True)
+    limit = tolerance**2 * rows.shape[1]
+    found = np.zeros(len(rows), np.bool_)
+    for start in range(0, len(rows), block):
+        first = slice(start, start + block)
+        for other in range(start, len(rows), block):
+            second = slice(other, other + block)
+            products = rows[first] @ rows[second].T
+            distances = (squares[first, None] - products) + (squares[None, second] - products)
+            same = (distances <= limit) & (group[first, None] != group[None, second])
+            found[first] |= same.any(axis=1)
+            found[second] |= same.any(axis=0)
+    return found

@@ -81,7 +81,7 @@ class Progress:
             nonlocal done, last
             done += count
             now = time.monotonic()
-            if done < total and now - last >= _SECONDS_BETWEEN_LINES:
+            if 0 < done < total and now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
                 left = (now - start) / done * (total - done)
                 print(

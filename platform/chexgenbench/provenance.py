@@ -6,6 +6,8 @@ import hashlib
 import importlib.metadata
 import os
 import subprocess
+import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -45,7 +47,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Processor, cores, memory and the chosen device; nothing that names the machine or user."""
+    """Processor, cores, memory and the chosen device; nothing that names the machine or user.
+
+    For an NVIDIA GPU also what its energy depends on: the driver's version and the power limit in
+    watts, where ``nvidia-smi`` tells them.
+    """
     import platform
 
     import psutil
@@ -53,6 +59,7 @@ def hardware(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "system": platform.system(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "device": device,
@@ -63,6 +70,93 @@ def hardware(device: str) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         facts["gpu"] = properties.name
         facts["gpu_memory_gb"] = round(properties.total_memory / 1e9, 1)
+        facts |= _power(str(getattr(properties, "uuid", "")))
+    return facts
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes in use until now: tensors on a GPU, else the whole of this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: str) -> None:
+    """Lets `peak_memory` of a GPU start anew; that of a process only grows."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def total_memory(device: str) -> int:
+    """Bytes of the GPU's memory, else of the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def device_name(device: str) -> str:
+    """The model name of the GPU or of the processor."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_properties(device).name)
+    return _processor()
+
+
+def threads() -> int:
+    """The threads that a process computes with on the CPU; OMP_NUM_THREADS sets them."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+@cache
+def _processor() -> str:
+    """The processor's model name."""
+    import platform
+
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+@cache
+def _power(uuid: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    command = ["nvidia-smi", "--query-gpu=uuid,driver_version,power.limit"]
+    try:
+        result = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return facts
+    for line in result.stdout.splitlines():
+        found, *values = (part.strip() for part in line.split(","))
+        if uuid and found.endswith(uuid) and len(values) == 2:
+            facts["gpu_driver"] = values[0]
+            with suppress(ValueError):  # some virtual GPUs answer "[N/A]"
+                facts["gpu_power_limit_w"] = float(values[1])
     return facts
 
 

@@ -86,14 +86,17 @@ class Plugin(Generic[S]):
     def name(self) -> str:
         return self.label or self.spec.name
 
-    def load(self) -> Any:
+    def load(self, *, here: bool = True) -> Any:
         """The class behind the descriptor.
+
+        Args:
+            here: whether it is going to work in this process, and so needs its modules here.
 
         Raises:
             ChexGenBenchError: a module is not installed, or it is not the class it should be.
         """
         spec = self.spec
-        missing = [name for name in spec.requires if not _importable(name)]
+        missing = [name for name in spec.requires if here and not _importable(name)]
         if missing:
             raise UserError(
                 f"The {spec.kind} {spec.name!r} needs {', '.join(missing)}, not installed here.",
@@ -151,13 +154,23 @@ class Plugin(Generic[S]):
         try:
             return self.spec.parameters.model_validate({**self.values, **values})
         except pydantic.ValidationError as error:
+            lacking = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
+            if lacking:
+                forms = [f"--set {self.name}.{name}=..." for name in lacking]
+                if lacking == [getattr(self.spec, "argument", None)]:
+                    forms.insert(0, f"--model {self.spec.name}:...")
+                raise UserError(
+                    f"The {self.spec.kind} {self.name!r} must be told its {', '.join(lacking)}.",
+                    hint=f"Say {' or '.join(forms)}. See: chexgenbench {self.spec.kind}s show "
+                    f"{self.spec.name}",
+                ) from error
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}"
                 for fault in error.errors()
             )
             raise UserError(
                 f"Wrong parameter of {self.spec.kind} {self.name!r}: {faults}.",
-                hint=f"See: chexgenbench {self.spec.kind}s show {self.name}",
+                hint=f"See: chexgenbench {self.spec.kind}s show {self.spec.name}",
             ) from error
 
     def create(self, parameters: Parameters, argument: Context | int) -> Any:

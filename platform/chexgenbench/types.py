@@ -233,15 +233,16 @@ class ModelSpec:
             what to write.
         image_size: width and height in pixels that it makes by default; None if it varies.
         batch_size: requests a call where the user does not say.
-        half: the precision that ``--dtype auto`` means on a GPU. (A parameter named ``dtype`` that
-            is not ``auto`` stands before ``--dtype``.)
+        gpu_dtype: the precision that ``--dtype auto`` means on a GPU. (A parameter named ``dtype``
+            that is not ``auto`` stands before ``--dtype``.)
         version: change it when the same weights would give other images.
         uses_training: it reads the split's training side (which then is part of its identity).
         environment: the environment of its own that it runs in where that is there
             (``containers/NAME``); its `requires` are looked for in there.
         convert: ``"module:function"`` behind ``chexgenbench convert NAME CHECKPOINT OUT``; it is
-            given the checkpoint, the folder to fill, what ``--base`` named (None: nothing) and a
-            `Context`.
+            given the checkpoint, the folder to fill, what ``--base`` named (None: nothing), a
+            `Context` and, as keyword-only arguments, its settings; it returns JSON values for the
+            record of the conversion.
         downloads: the files that `fetch` brings for the default parameters.
         licence, references, requires: licence of the weights, papers or addresses, and modules that
             must be importable.
@@ -255,7 +256,7 @@ class ModelSpec:
     expand: str | Callable[[str, Path], ModelSpec] | None = None
     image_size: int | None = None
     batch_size: int = 8
-    half: Literal["float16", "bfloat16"] = "float16"
+    gpu_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     version: str = "1"
     uses_training: bool = False
     environment: str | None = None

@@ -25,7 +25,7 @@ SCORES = "select * exclude (created_at) from scores order by all"
 def manifests(home: Path) -> dict[str, list[dict]]:
     return {
         path.parent.name: [
-            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "memory")}
             for line in path.read_text().splitlines()
         ]
         for path in home.glob("runs/generations/*/manifest.jsonl")

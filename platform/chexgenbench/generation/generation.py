@@ -5,16 +5,50 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from chexgenbench import provenance
+from chexgenbench.executors import ModelSource, run_workers
 from chexgenbench.files import atomic_path, digest, read_json, write_json
-from chexgenbench.jobs.generate import ManifestRow, generate, read_manifest
+from chexgenbench.jobs.generate import finished, generate
+from chexgenbench.jobs.job import Job, plain_context
+from chexgenbench.jobs.manifest import ManifestRow, read_calls, read_manifest
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Model, ModelSpec, Parameters, Request
 
 IDENTITY = "generation.json"
+SUMMARY = "summary.json"
+
+FORMAT = 2
+"""Changes with the manifest; a generation of another format is made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What making a generation took, over all its resumptions.
+
+    Attributes:
+        seconds: of the model's calls, summed over the workers.
+        images_per_second: of one worker.
+        peak_memory: the most bytes that a device (CPU: a process) had in use.
+        devices: those that made an image, such as ``cuda:1``.
+        workers: how many processes made an image.
+        threads: that each process computed with on the CPU.
+        cut_batches: batches that took several calls because memory was short.
+        hardware: `provenance.hardware` of the machine that made the last image.
+    """
+
+    n_images: int
+    seconds: float
+    images_per_second: float | None
+    peak_memory: int
+    devices: tuple[str, ...]
+    workers: int
+    threads: int
+    cut_batches: int
+    hardware: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +81,12 @@ class Generation:
         """What an image took so far: here, else in the latest generation of this model and device
         with the same parameters, else with others; None where the model never made one."""
 
-        known = {path: read_json(path) for path in self.folder.parent.glob(f"*/{IDENTITY}")}
+        found = {path: read_json(path) for path in self.folder.parent.glob(f"*/{IDENTITY}")}
+        known = {path: each for path, each in found.items() if each.get("format") == FORMAT}
         alike = [
             path
             for path, identity in known.items()
-            if identity["model"]["name"] == self.plugin.name
+            if identity["model"]["name"] == self.plugin.spec.name
             and identity["device"] == self.identity["device"]
         ]
 
@@ -70,25 +105,111 @@ class Generation:
         self,
         advance: Callable[[int], None] = lambda _count: None,
         say: Callable[[str], None] = lambda _text: None,
+        *,
+        devices: Sequence[str] = (),
+        workers: int | None = None,
+        interpreter: Path | None = None,
+        source: ModelSource | None = None,
     ) -> dict[str, ManifestRow]:
-        """Makes what is missing; returns the manifest in request order."""
+        """Makes what is missing; returns the manifest in request order.
+
+        Args:
+            devices: those to work on, of the kind that the generation was planned for; empty means
+                the planned one.
+            workers: processes to share the work, over the devices in turn; None is one a device.
+                One alone works in this process unless there is an interpreter.
+            interpreter: the Python that has the model's packages; None is this one.
+            source: where a worker process finds the model's plugin.
+
+        Raises:
+            UserError, ChexGenBenchError: see `jobs.generate.generate` and `executors.run_workers`.
+        """
+        write_json(self.folder / IDENTITY, self.identity)
+        done = finished(self.requests, self.folder)
+        if done is not None and (self.folder / SUMMARY).exists():
+            advance(len(done))
+            return done
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+        places = self._places(devices, workers, say)
+        if len(places) == 1 and interpreter is None:
+            rows = self._here(places[0], advance, say)
+        else:
+            source = source or ModelSource()
+            job = Job(
+                model=self.plugin.text or self.plugin.spec.name,
+                source=self.plugin.source_hash(),
+                plugins=tuple(str(path.resolve()) for path in source.files),
+                plugin_folder=None if source.folder is None else str(source.folder),
+                parameters=self.parameters.model_dump(mode="json"),
+                context=plain_context(self.context),
+                batch_size=self.batch_size,
+                n_requests=len(self.requests),
+            )
+            rows = run_workers(
+                job,
+                self.requests,
+                self.folder,
+                devices=places,
+                interpreter=interpreter,
+                advance=advance,
+                say=say,
+            )
+        self._write_metadata(rows)
+        # The last file of a generation: where it stands nothing is left to do.
+        write_json(self.folder / SUMMARY, asdict(self._summarise(rows)))
+        return rows
+
+    def summary(self) -> Summary:
+        """What making the images took; the generation is finished."""
+        values = read_json(self.folder / SUMMARY)
+        return Summary(**{**values, "devices": tuple(values["devices"])})
+
+    def _places(
+        self, devices: Sequence[str], workers: int | None, say: Callable[[str], None]
+    ) -> list[str]:
+        """The device of each worker."""
+        known = list(devices) or [self.context.device]
+        count = workers or len(known)
+        if count > 1 and self.plugin.spec.uses_training:
+            say(f"{self.plugin.name} reads the training side: one process makes its images")
+            count = 1
+        return [known[number % len(known)] for number in range(count)]
+
+    def _here(
+        self, device: str, advance: Callable[[int], None], say: Callable[[str], None]
+    ) -> dict[str, ManifestRow]:
+        context = replace(self.context, device=device)
 
         def load() -> Model:
-            model = self.plugin.create(self.parameters, self.context)
+            model = self.plugin.create(self.parameters, context)
             assert isinstance(model, Model)  # Plugin.load has checked the class
             return model
 
-        write_json(self.folder / IDENTITY, self.identity)
-        rows = generate(
+        return generate(
             load,
             self.requests,
             self.folder,
             batch_size=self.batch_size,
             advance=advance,
             wait=say,
+            device=device,
         )
-        self._write_metadata(rows)
-        return rows
+
+    def _summarise(self, rows: Mapping[str, ManifestRow]) -> Summary:
+        seconds = sum(row.seconds for row in rows.values())
+        devices = sorted({row.device for row in rows.values()})
+        last = max(rows.values(), key=lambda row: row.batch).device if rows else "cpu"
+        return Summary(
+            n_images=len(rows),
+            seconds=seconds,
+            images_per_second=len(rows) / seconds if seconds else None,
+            peak_memory=max((row.memory for row in rows.values()), default=0),
+            devices=tuple(devices),
+            workers=len({row.worker for row in rows.values()}),
+            threads=provenance.threads(),
+            cut_batches=len(read_calls(self.folder)),
+            hardware=provenance.hardware(last),
+        )
 
     def _write_metadata(self, rows: Mapping[str, ManifestRow]) -> None:
         """``generations_with_metadata.csv``: the published table of prompts and file names."""
@@ -136,6 +257,7 @@ def plan_generation(
     size = 1 if exact else batch_size or plugin.spec.batch_size
     training = context.training
     identity: dict[str, Any] = {
+        "format": FORMAT,
         "model": plugin.identity(),
         "parameters": parameters.identity(),
         "weights": dict(weights),

@@ -2,75 +2,48 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
+import base64
+import errno
+import gc
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
+import numpy as np
+from filelock import FileLock, Timeout
 
 from chexgenbench.errors import ChexGenBenchError, is_disk_fault
-from chexgenbench.files import atomic_path, remove_leftovers, sha256_bytes
-from chexgenbench.images import to_image
-from chexgenbench.types import Model, Request
+from chexgenbench.files import remove_leftovers
+from chexgenbench.images import THUMBNAIL, duplicates
+from chexgenbench.jobs.manifest import (
+    CALLS,
+    IMAGES,
+    MANIFEST,
+    Appender,
+    Cut,
+    ManifestRow,
+    calls_tail,
+    gather,
+    is_whole,
+    manifest_tail,
+    part_name,
+    read_manifest,
+    rewrite,
+)
+from chexgenbench.jobs.writer import Call, Writer
+from chexgenbench.provenance import peak_memory
+from chexgenbench.types import Image, Made, Model, Request
 
-MANIFEST = "manifest.jsonl"
-IMAGES = "images"
+if sys.platform != "win32":  # one process makes a generation's images there
+    from chexgenbench.jobs.claims import Claims, wait_for_workers
 
+_LOOK_AGAIN = 0.1
+"""Seconds between two looks at what the other workers have made."""
 
-@dataclass(frozen=True, kw_only=True)
-class ManifestRow:
-    """One image that is there.
-
-    Attributes:
-        path: relative to the generation's folder.
-        seconds: its share of the time that its batch took.
-        batch: position of its batch in the list of requests.
-        flags: among ``black``, ``constant`` and ``nan``.
-    """
-
-    id: str
-    prompt_id: str
-    repeat: int
-    seed: int
-    path: str
-    sha256: str
-    width: int
-    height: int
-    seconds: float
-    batch: int
-    flags: tuple[str, ...]
-
-
-def image_name(request: Request) -> str:
-    """``SyntheticImg_<prompt id>.png``, as published; later repeats carry their number."""
-    return f"SyntheticImg_{request.id}.png"
-
-
-def read_manifest(folder: Path) -> dict[str, ManifestRow]:
-    """The rows of images that were made, by request id; a line cut by a kill is left out."""
-    rows: dict[str, ManifestRow] = {}
-    path = folder / MANIFEST
-    if not path.exists():
-        return rows
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                values = json.loads(line)
-                values["flags"] = tuple(values["flags"])
-                row = ManifestRow(**values)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ChexGenBenchError(
-                    f"{path}, line {number} is damaged.",
-                    hint=f"Remove {path}: the images are then made again.",
-                ) from error
-            rows[row.id] = row
-    return rows
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
 
 
 def generate(
@@ -81,125 +54,293 @@ def generate(
     batch_size: int,
     advance: Callable[[int], None],
     wait: Callable[[str], None] = lambda _text: None,
+    device: str = "cpu",
 ) -> dict[str, ManifestRow]:
-    """Makes the images that are not there yet and returns the whole manifest, in request order.
-
-    Batches are cut by the request list and never by what is left, because a pipeline's kernels
-    differ in the last bit with the batch: an interrupted batch is made again as a whole, and of its
-    images only the missing ones are kept.
+    """Makes the images that are not there yet, in this process.
 
     Args:
         load: makes the model; called only when an image is missing.
-        folder: the generation's folder; another process at work in it is waited for.
+        folder: the generation's folder; another command at work in it is waited for.
         batch_size: requests a call.
         advance: told the number of images done, those found there included.
-        wait: told a line when another process holds the folder.
+        wait: told a line when another command holds the folder.
+        device: what the model runs on.
+
+    Returns:
+        The whole manifest, in request order.
 
     Raises:
         ChexGenBenchError: the model raised, or returned something other than one valid image a
-            request; images of earlier batches stay.
+            request; images of earlier calls stay.
     """
+    with hold(folder, wait):
+        work(load, requests, folder, batch_size=batch_size, advance=advance, device=device)
+        return finish(requests, folder)
+
+
+@contextmanager
+def hold(folder: Path, wait: Callable[[str], None] = lambda _text: None) -> Iterator[None]:
+    """The folder for this command alone, and in order, whatever was killed in it before."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
-    if lock.is_locked or not _try(lock):
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
         wait(f"another process makes these images; waiting for it ({folder.name})")
         lock.acquire()
     try:
-        rows = {
-            key: row for key, row in read_manifest(folder).items() if _is_whole(folder / row.path)
-        }
-        _drop_cut_line(folder / MANIFEST)
+        if sys.platform != "win32":
+            wait_for_workers(folder)
+        gather(folder)
         remove_leftovers(folder / IMAGES, ".png")
-        model: Model | None = None
-        with (folder / MANIFEST).open("ab") as manifest:
-            for number, start in enumerate(range(0, len(requests), batch_size)):
-                batch = requests[start : start + batch_size]
-                if not all(request.id in rows for request in batch):
-                    model = model or load()
-                    _make_batch(model, batch, number, folder, rows, manifest)
-                advance(len(batch))
-        return {request.id: rows[request.id] for request in requests}
+        yield
     finally:
         lock.release()
 
 
-def _make_batch(
-    model: Model,
-    batch: Sequence[Request],
-    number: int,
+def work(
+    load: Callable[[], Model],
+    requests: Sequence[Request],
     folder: Path,
-    rows: dict[str, ManifestRow],
-    manifest: io.BufferedWriter,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _count: None,
+    device: str = "cpu",
+    worker: int = 0,
 ) -> None:
+    """Makes missing images until none is missing, alone or as one of several workers.
+
+    Batches are cut by the request list and never by what is left, because a pipeline's kernels
+    differ in the last bit with the batch: an interrupted call is made again as a whole, and of its
+    images only the missing ones are kept.
+
+    Args:
+        worker: 0 is alone in the folder. Others share it: each batch is made by the worker that
+            claims it first, and by another one if that one dies.
+
+    The other arguments and the errors are those of `generate`.
+    """
+    with ExitStack() as stack:
+        claims = stack.enter_context(Claims(folder)) if worker else None
+        rows: dict[str, ManifestRow] = {}
+        manifest, calls = manifest_tail(folder), calls_tail(folder)
+        cuts: dict[int, tuple[int, ...]] = {}
+
+        def look() -> None:
+            rows.update((row.id, row) for row in manifest.new())
+            cuts.update((cut.batch, cut.calls) for cut in calls.new())
+
+        look()
+        notes = stack.enter_context(Appender(folder / part_name(CALLS, worker)))
+        lines = stack.enter_context(Appender(folder / part_name(MANIFEST, worker)))
+        writer = stack.enter_context(Writer(folder, lines, rows, advance))
+        maker: _Maker | None = None
+
+        def settled(number: int) -> bool:
+            """Whether the batch is made or waits to be written; False while another makes it."""
+            nonlocal maker
+            batch = requests[number * batch_size : (number + 1) * batch_size]
+            if not _missing(batch, rows):
+                advance(len(batch))
+                return True
+            if claims is not None:
+                if not claims.take(number):
+                    return False
+                look()  # its former holder may have made it just now
+                if not _missing(batch, rows):
+                    advance(len(batch))
+                    return True
+            maker = maker or _Maker(load(), batch_size, writer, notes, worker, device)
+            maker.make(number, batch, cuts.get(number), rows)
+            return True
+
+        waiting = list(range(-(-len(requests) // batch_size)))
+        while waiting:
+            waiting = [number for number in waiting if not settled(number)]
+            if waiting:
+                writer.wait()
+                time.sleep(_LOOK_AGAIN)
+                look()
+
+
+def finish(requests: Sequence[Request], folder: Path) -> dict[str, ManifestRow]:
+    """Flags images that repeat each other and leaves one manifest, in request order.
+
+    The caller holds the folder, and every image is there.
+    """
+    rows = read_manifest(folder)
+    whole = [rows[request.id] for request in requests]
+    small = np.frombuffer(b"".join(base64.b64decode(row.thumbnail) for row in whole), np.uint8)
+    repeated = duplicates(
+        small.reshape(len(whole), THUMBNAIL, THUMBNAIL), [row.prompt_id for row in whole]
+    )
+    flagged = {
+        row.id: replace(
+            row,
+            flags=(
+                *(flag for flag in row.flags if flag != "duplicate"),
+                *(("duplicate",) if same else ()),
+            ),
+        )
+        for row, same in zip(whole, repeated, strict=True)
+    }
+    rewrite(folder, MANIFEST, flagged.values())
+    rewrite(folder, CALLS, calls_tail(folder).new())
+    remove_leftovers(folder / IMAGES, ".png")
+    return flagged
+
+
+def finished(requests: Sequence[Request], folder: Path) -> dict[str, ManifestRow] | None:
+    """The whole manifest, in request order; None where an image is missing."""
+    rows = read_manifest(folder)
+    if not all(
+        request.id in rows and is_whole(folder / rows[request.id].path) for request in requests
+    ):
+        return None
+    return {request.id: rows[request.id] for request in requests}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help.
+
+    >>> is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    True
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(part in text for part in _NO_MEMORY)
+
+
+def call_model(
+    model: Model, requests: Sequence[Request]
+) -> list[tuple[Image, tuple[str, ...]]] | None:
+    """One call of a model: images, each with the flags the model gave it; None: out of memory.
+
+    Raises:
+        ChexGenBenchError: the model raised, or returned another number of images.
+    """
     name = type(model).__name__
-    start = time.perf_counter()
     try:
-        images = list(model.generate(batch))
+        made = [_own(image) for image in model.generate(requests)]
     except ChexGenBenchError:
         raise
     except Exception as error:
         if is_disk_fault(error):
             raise
-        raise ChexGenBenchError(
-            f"{name} failed on requests {batch[0].id} to {batch[-1].id}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    seconds = (time.perf_counter() - start) / len(batch)
-    if len(images) != len(batch):
-        raise ChexGenBenchError(f"{name} returned {len(images)} images for {len(batch)} requests.")
-    for request, image in zip(batch, images, strict=True):
-        if request.id in rows:
-            continue
-        try:
-            picture, flags = to_image(image)
-        except ValueError as error:
-            raise ChexGenBenchError(f"{name}, request {request.id}: {error}") from error
-        buffer = io.BytesIO()
-        # Level 1 writes four times faster than the default for files about a tenth larger.
-        picture.save(buffer, "PNG", compress_level=1)
-        data = buffer.getvalue()
-        path = f"{IMAGES}/{image_name(request)}"
-        with atomic_path(folder / path) as temporary:
-            temporary.write_bytes(data)
-        row = ManifestRow(
-            id=request.id,
-            prompt_id=request.prompt_id,
-            repeat=request.repeat,
-            seed=request.seed,
-            path=path,
-            sha256=sha256_bytes(data),
-            width=picture.width,
-            height=picture.height,
-            seconds=round(seconds, 6),
-            batch=number,
-            flags=tuple(flags),
+        if not is_out_of_memory(error):
+            raise ChexGenBenchError(
+                f"{name} failed on requests {requests[0].id} to {requests[-1].id}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    else:
+        if len(made) != len(requests):
+            raise ChexGenBenchError(
+                f"{name} returned {len(made)} images for {len(requests)} requests."
+            )
+        return made
+    # Outside the handler: the error's traceback held the tensors.
+    free_memory()
+    return None
+
+
+def free_memory() -> None:
+    """Gives back what nothing refers to any more, on the GPU as well."""
+    gc.collect()
+    if "torch" in sys.modules:
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+class _Maker:
+    """A loaded model at work on batches, with smaller calls once memory was short."""
+
+    def __init__(
+        self,
+        model: Model,
+        batch_size: int,
+        writer: Writer,
+        notes: Appender,
+        worker: int,
+        device: str,
+    ) -> None:
+        self._model, self._writer, self._notes = model, writer, notes
+        self._worker, self._device = worker, device
+        self._largest = batch_size
+
+    def make(
+        self,
+        number: int,
+        batch: Sequence[Request],
+        cut: Sequence[int] | None,
+        rows: dict[str, ManifestRow],
+    ) -> None:
+        """Makes the calls of a batch that lack an image.
+
+        Args:
+            cut: how the batch was cut before: calls are formed again as they were, so that an image
+                that is made again is the same.
+        """
+        calls = list(cut or _pieces(len(batch), self._largest))
+        if cut is None and len(calls) > 1:
+            self._note(number, calls)
+        start = at = 0
+        while at < len(calls):
+            requests = batch[start : start + calls[at]]
+            if _missing(requests, rows) and not self._call(number, requests):
+                self._largest = min(self._largest, -(-len(requests) // 2))
+                rest = [piece for count in calls[at:] for piece in _pieces(count, self._largest)]
+                calls[at:] = rest
+                self._note(number, calls)
+                continue
+            start, at = start + calls[at], at + 1
+
+    def _call(self, number: int, requests: Sequence[Request]) -> bool:
+        begun = time.perf_counter()
+        made = call_model(self._model, requests)
+        seconds = time.perf_counter() - begun
+        if made is None:
+            if len(requests) == 1:
+                raise ChexGenBenchError(
+                    f"{type(self._model).__name__} runs out of memory on {self._device} with one "
+                    f"image a call (request {requests[0].id}).",
+                    hint="Make smaller images (--set size=...), use half precision (--dtype), or "
+                    "keep a part of the model in main memory (--set offload=model) where the "
+                    "model has such parameters.",
+                )
+            return False
+        self._writer.put(
+            Call(
+                model=type(self._model).__name__,
+                requests=requests,
+                images=made,
+                batch=number,
+                seconds=seconds,
+                worker=self._worker,
+                device=self._device,
+                memory=peak_memory(self._device),
+            )
         )
-        manifest.write(json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
-        rows[request.id] = row
-    manifest.flush()
-    os.fsync(manifest.fileno())
+        return True
+
+    def _note(self, number: int, calls: Sequence[int]) -> None:
+        """On the disk before the first image of such a call is."""
+        self._notes.add(Cut(number, tuple(calls)))
+        self._notes.sync()
 
 
-def _try(lock: FileLock) -> bool:
-    from filelock import Timeout
-
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    return True
+def _missing(batch: Sequence[Request], rows: dict[str, ManifestRow]) -> bool:
+    return any(request.id not in rows for request in batch)
 
 
-def _is_whole(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
+def _pieces(count: int, size: int) -> list[int]:
+    return [min(size, count - start) for start in range(0, count, size)]
 
 
-def _drop_cut_line(path: Path) -> None:
-    """Removes what a killed process left of its last line, so that appending starts a new one."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole != len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+def _own(made: Image | Made) -> tuple[Image, tuple[str, ...]]:
+    """A copy, which the model cannot change while it waits to be written, and the model's flags."""
+    image, flags = (made.image, made.flags) if isinstance(made, Made) else (made, ())
+    return (image.copy() if hasattr(image, "copy") else np.array(image)), tuple(flags)

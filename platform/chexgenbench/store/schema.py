@@ -117,7 +117,7 @@ TABLES: dict[str, Table] = {
             ("n_skipped_images", "BIGINT NOT NULL", "Images left out because unreadable."),
             ("n_flagged", "BIGINT NOT NULL", "Images with a flag, see images."),
             ("seconds_generating", "DOUBLE", "Time that the calls of the model took together."),
-            ("images_per_second", "DOUBLE", "Rate of generation, all workers together."),
+            ("images_per_second", "DOUBLE", "Images a second of a worker's calls."),
             ("workers", "BIGINT", "Processes that generated."),
             ("threads", "BIGINT", "Threads of each of them."),
             ("peak_memory", "BIGINT", "Largest memory of a generating process or device, bytes."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
+from chexgenbench.executors import ModelSource
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
 from chexgenbench.files import digest
-from chexgenbench.generation import Generation, make_requests, plan_generation
+from chexgenbench.generation import (
+    Generation,
+    choose_batch_size,
+    make_requests,
+    plan_generation,
+)
 from chexgenbench.home import Home
 from chexgenbench.registry import Plugin, Registry, load_registry, split_model
 from chexgenbench.scoring import MetricPlan, subset_masks
@@ -118,10 +124,16 @@ class Plan:
 
 def load_plugins(options: Options) -> Registry:
     """All plugins: built in, installed, in the user's folder, and named on the command line."""
+    source = plugin_source(options)
+    return load_registry(source.files, source.folder, options.home.root)
+
+
+def plugin_source(options: Options) -> ModelSource:
+    """Where plugins come from beside those that are built in or installed."""
     import platformdirs
 
     folder = Path(platformdirs.user_config_dir("chexgenbench", appauthor=False)) / "plugins"
-    return load_registry(options.plugins, folder, options.home.root)
+    return ModelSource(files=options.plugins, folder=folder)
 
 
 def make_plan(options: Options, *, models: bool = True, metrics: bool = True) -> Plan:
@@ -144,7 +156,7 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     left_out: list[str] = []
     metric_encoders = _metric_encoders(options, suite, registry, left_out) if metrics else {}
     chosen |= {name: registry.find("metrics", name) for name in metric_encoders}
-    values = _parameters(options, suite, chosen)
+    values = parameter_values(options, suite, chosen)
 
     check_folders(options.home)
     Store(options.home.store).check()
@@ -223,11 +235,17 @@ def find_models(registry: Registry, texts: Sequence[str]) -> dict[str, Plugin[Mo
     return found
 
 
-def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Generation]:
+def plan_models(
+    plan: Plan,
+    failed: dict[str, ChexGenBenchError],
+    say: Callable[[str], None] | None = None,
+) -> list[Generation]:
     """The generation of each model of the suite: parameters parsed, weights there and hashed.
 
     Args:
         failed: takes the models whose own code fails; the others go on without them.
+        say: told a line when a batch size is measured, which loads the model; None: an unknown
+            one is not measured, and the model's own stands for it.
 
     Raises:
         UserError: a parameter or a weight file that is wrong or missing; all models' faults at
@@ -235,7 +253,7 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
     """
     suite, options = plan.suite, plan.options
     chosen = plan.models
-    values = _parameters(
+    values = parameter_values(
         options,
         suite,
         {**chosen, suite.split: plan.split, **_others(plan)},
@@ -251,7 +269,46 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
             failed[name] = error
     _raise_all(faults)
     _check_disk(options.home, generations)
-    return generations
+    if suite.batch_size != "auto" or suite.exact:
+        return generations
+    measured: list[Generation] = []
+    for item in generations:
+        name = item.plugin.name
+        try:
+            measured.append(_measured(plan, item, say))
+        except ChexGenBenchError as error:
+            failed[name] = error
+    return measured
+
+
+def _measured(plan: Plan, generation: Generation, say: Callable[[str], None] | None) -> Generation:
+    """The generation with the batch size that is fastest on this machine."""
+    plugin, context = generation.plugin, generation.context
+    if plan.options.home.interpreter(plugin.spec.environment) is not None:
+        return generation  # nothing of it is loaded in this process
+    size = choose_batch_size(
+        plugin,
+        generation.parameters,
+        context,
+        generation.requests,
+        root=plan.options.home.generations,
+        weights=generation.identity["weights"],
+        say=say,
+    )
+    if size is None:
+        return generation
+    again = plan_generation(
+        plugin,
+        generation.parameters,
+        context,
+        generation.requests,
+        batch_size=size,
+        exact=False,
+        root=plan.options.home.generations,
+        weights=generation.identity["weights"],
+        nonce=generation.identity.get("nonce"),
+    )
+    return replace(again, remarks=generation.remarks)
 
 
 def _raise_all(faults: Sequence[UserError]) -> None:
@@ -276,15 +333,18 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
     own = getattr(parameters, "dtype", "auto")
     context = Context(
         device=plan.device,
-        dtype=resolve_dtype(options.dtype if own == "auto" else own, plan.device, plugin.spec.half),
+        dtype=resolve_dtype(
+            options.dtype if own == "auto" else own, plan.device, plugin.spec.gpu_dtype
+        ),
         home=options.home.root,
         cache=options.home.cache,
         allow_pickle=options.allow_pickle,
-        training=plan.training,
+        # A model that does not say so is not given it: its identity would lack it.
+        training=plan.training if plugin.spec.uses_training else None,
     )
     requests = make_requests(plan.prompts, seed=suite.seed, repeats=suite.repeats, size=None)
     weights = hash_weights(plugin, parameters, context, plan.hashes)
-    found = plugin.load()
+    found = plugin.load(here=options.home.interpreter(plugin.spec.environment) is None)
     remarks = plugin.call(
         "cannot check its requests", lambda: tuple(found.check(parameters, context, requests))
     )
@@ -293,7 +353,7 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
         parameters,
         context,
         requests,
-        batch_size=suite.batch_size,
+        batch_size=None if suite.batch_size == "auto" else suite.batch_size,
         exact=suite.exact,
         root=options.home.generations,
         weights=weights,
@@ -304,7 +364,7 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
 
 def weight_paths(plugin: Plugin[Any], parameters: Any, context: Context) -> dict[str, Path]:
     """Name to path of each weight file of a model or encoder; see `Model.weights`."""
-    found = plugin.load()
+    found = plugin.load(here=False)
     files = plugin.call("cannot name its weights", lambda: found.weights(parameters, context))
     if isinstance(files, Mapping):
         return {str(name): Path(path) for name, path in files.items()}
@@ -360,12 +420,12 @@ def resolve_devices(text: str) -> tuple[str, ...]:
     return devices
 
 
-def resolve_dtype(dtype: str, device: str, half: str = "float16") -> str:
-    """``auto`` to `half` on a GPU and to single on a CPU, where half is slower."""
+def resolve_dtype(dtype: str, device: str, on_gpu: str = "float16") -> str:
+    """``auto`` to `on_gpu` on a GPU and to single on a CPU, where half is slower."""
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     if dtype == "auto":
-        return "float32" if device.startswith("cpu") else half
+        return "float32" if device.startswith("cpu") else on_gpu
     return dtype
 
 
@@ -472,7 +532,7 @@ def _check_score_names(metrics: Sequence[MetricPlan]) -> None:
                     )
 
 
-def _parameters(
+def parameter_values(
     options: Options, suite: Suite, chosen: Mapping[str, Plugin[Any]]
 ) -> dict[str, dict[str, Any]]:
     """Plugin name to parameter values, of the protocol, then the suite, then ``--set``."""

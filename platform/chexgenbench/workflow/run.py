@@ -20,7 +20,7 @@ from chexgenbench.features import Extraction, extract
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.generation import Generation
 from chexgenbench.images import BadImage
-from chexgenbench.jobs.generate import ManifestRow
+from chexgenbench.jobs.manifest import ManifestRow
 from chexgenbench.progress import Progress
 from chexgenbench.scoring import Floors, SampleScore, Score, Sides, score
 from chexgenbench.splits.prompts import check_images
@@ -37,7 +37,14 @@ from chexgenbench.store.run_directory import (
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from chexgenbench.workflow.differences import influence_table, settle
-from chexgenbench.workflow.plan import Options, Plan, check_folder, make_plan, plan_models
+from chexgenbench.workflow.plan import (
+    Options,
+    Plan,
+    check_folder,
+    make_plan,
+    plan_models,
+    plugin_source,
+)
 from chexgenbench.workflow.reference import RealSide, write_reference
 
 
@@ -75,10 +82,11 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
     """
     plan = make_plan(options)
     outcome = Outcome()
-    generations = plan_models(plan, outcome.failed)
+    generations = plan_models(plan, outcome.failed, progress.say)
     _tell(plan, progress)
     for generation in generations:
-        _attempt(outcome, generation.plugin.name, partial(_make, generation, outcome, progress))
+        name = generation.plugin.name
+        _attempt(outcome, name, partial(_make, plan, generation, outcome, progress))
     return outcome
 
 
@@ -93,7 +101,7 @@ def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Out
     """
     plan = make_plan(options)
     outcome = Outcome()
-    generations = plan_models(plan, outcome.failed)
+    generations = plan_models(plan, outcome.failed, progress.say if make else None)
     if not make:
         _require_images(generations)
     _tell(plan, progress)
@@ -273,14 +281,34 @@ def _attempt(outcome: Outcome, name: str, stage: Any) -> None:
         outcome.failed[name] = error
 
 
-def _make(generation: Generation, outcome: Outcome, progress: Progress) -> dict[str, ManifestRow]:
+def _make(
+    plan: Plan, generation: Generation, outcome: Outcome, progress: Progress
+) -> dict[str, ManifestRow]:
+    name = generation.plugin.name
+    outcome.notes.extend(f"{name}: {remark.rstrip('.')}" for remark in generation.remarks)
     there = generation.made()
     total = len(generation.requests)
+    work = partial(
+        generation.run,
+        say=progress.say,
+        devices=plan.devices,
+        workers=plan.options.workers,
+        interpreter=plan.options.home.interpreter(generation.plugin.spec.environment),
+        source=plugin_source(plan.options),
+    )
     if there == total:
-        return generation.run(say=progress.say)
-    with progress.stage(f"generate {generation.plugin.name}", total) as advance:
-        rows = generation.run(advance, progress.say)
-    outcome.made += total - there
+        rows = work()
+    else:
+        with progress.stage(f"generate {name}", total) as advance:
+            rows = work(advance)
+        outcome.made += total - there
+    flags = Counter(flag for row in rows.values() for flag in row.flags)
+    if flags:
+        named = ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
+        outcome.notes.append(f"suspect images of {name}: {named}, of {total}")
+    cut = generation.summary().cut_batches
+    if cut:
+        outcome.notes.append(f"{name}: memory ran out in {cut} batches, which were halved")
     return rows
 
 
@@ -290,20 +318,22 @@ def _run_model(
     spec = generation.plugin.spec
     record = _record(
         plan,
-        spec.name,
+        generation.plugin.name,
         generation.id,
         real,
         generation.parameters.model_dump(mode="json"),
         dict(generation.identity["weights"]),
         batch_size=generation.batch_size,
         dtype=generation.context.dtype,
+        plugin=spec.name,
+        remarks=generation.remarks,
     )
     if _reuse(plan, record, outcome):
         return
     folder = plan.options.home.runs / record.run_id
     write_record(folder, record)
     try:
-        rows = list(_make(generation, outcome, progress).values())
+        rows = list(_make(plan, generation, outcome, progress).values())
     except ChexGenBenchError as error:
         _fail(plan, record, error)
         raise
@@ -318,6 +348,8 @@ def _run_model(
             "width": [row.width for row in rows],
             "height": [row.height for row in rows],
             "seconds": [row.seconds for row in rows],
+            "batch": [row.batch for row in rows],
+            "call": [row.call for row in rows],
             "flags": [list(row.flags) for row in rows],
         }
     )
@@ -327,15 +359,17 @@ def _run_model(
         table=table,
         folder=generation.folder,
     )
-    flags = Counter(flag for row in rows for flag in row.flags)
-    if flags:
-        named = ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
-        outcome.notes.append(f"suspect images of {spec.name}: {named}")
-    seconds = float(table["seconds"].sum())
+    summary = generation.summary()
     record = record.model_copy(
         update={
-            "seconds_generating": seconds,
-            "images_per_second": len(table) / seconds if seconds > 0 else None,
+            "seconds_generating": summary.seconds,
+            "images_per_second": summary.images_per_second,
+            "workers": summary.workers,
+            "threads": summary.threads,
+            "peak_memory": summary.peak_memory,
+            "n_cut_batches": summary.cut_batches,
+            # Of the machine that made the images, which need not be the one that scores them.
+            "hardware": {**summary.hardware, "devices": list(summary.devices)},
         }
     )
     _evaluate(plan, record, generated, real, outcome, progress)
@@ -537,6 +571,8 @@ def _record(
     *,
     batch_size: int | None,
     dtype: str = "float32",
+    plugin: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> RunRecord:
     suite, options = plan.suite, plan.options
     encoders = {item.name: {"id": item.id, **item.identity} for item in plan.encoders}
@@ -572,6 +608,8 @@ def _record(
         run_id=digest(identity)[:16],
         suite=suite.name,
         model=model,
+        model_plugin=plugin,
+        remarks=list(remarks),
         subsets=dict(suite.subsets),
         uncertain=suite.uncertain,
         reference=plan.reference.id if plan.reference else None,
@@ -618,6 +656,8 @@ def _own_side(
             "width": pd.array([None] * len(ids), dtype="Int64"),
             "height": pd.array([None] * len(ids), dtype="Int64"),
             "seconds": np.nan,
+            "batch": pd.array([None] * len(ids), dtype="Int64"),
+            "call": pd.array([None] * len(ids), dtype="Int64"),
             "flags": [[] for _ in ids],
         }
     )

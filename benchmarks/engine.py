@@ -1,0 +1,154 @@
+"""What the generation engine costs beside a bare loop that calls the same pipeline.
+
+    OMP_NUM_THREADS=1 python benchmarks/engine.py [--model phantom-diffusion] [--set steps=10]
+        [--prompts 24] [--turns 7] [--batch-size 8] [--write]
+
+The bare loop passes the same prompts in the same batches, with a generator a request, and keeps no
+image; the engine also checks, encodes, hashes and writes each one, notes it in the manifest and
+looks for duplicates. Each side has a freshly loaded model (not timed) in each turn, so that nothing
+is known from the turn before; sides alternate, and who begins alternates too. Processor time is
+that of all threads, the writer's included: on a busy machine it is the fairer of the two. Once
+every prompt has one seed, once ten. ``--tiny FAMILY`` takes a random pipeline of the tests
+(``sd-v1-5``, ``sana`` ...), which is so small that all the rest shows. ``--write`` puts the table
+into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from side_by_side import ROOT, Cost, machine, spread, table, write_between
+
+from chexgenbench.generation import seed_of
+from chexgenbench.jobs.generate import generate
+from chexgenbench.registry import Plugin, load_registry
+from chexgenbench.splits.csv_file import read_csv
+from chexgenbench.types import Context, Request
+
+DEMO = ROOT / "MIMIC_Splits" / "demo" / "DEMO_ANNOTATIONS_TEST.csv"
+
+
+def make_requests(prompts: int, seeds: int) -> list[Request]:
+    texts = list(dict.fromkeys(read_csv(DEMO)["annotated_prompt"]))[:prompts]
+    return [
+        Request(id=f"r{i}-{k}", prompt_id=f"r{i}", prompt=text, seed=seed_of(0, f"r{i}", k))
+        for i, text in enumerate(texts)
+        for k in range(seeds)
+    ]
+
+
+def bare(model: Any, requests: Sequence[Request], batch_size: int) -> None:
+    import torch
+
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        call = dict(model.call)
+        if isinstance(call.get("negative_prompt"), str):
+            call["negative_prompt"] = [call["negative_prompt"]] * len(batch)
+        size = model.parameters.size
+        with torch.inference_mode():
+            model.pipeline(
+                prompt=[request.prompt for request in batch],
+                **call,
+                **({"height": size, "width": size} if size else {}),
+                generator=[torch.Generator("cpu").manual_seed(each.seed) for each in batch],
+                output_type="np",
+            )
+
+
+def engine(model: Any, requests: Sequence[Request], batch_size: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        generate(
+            lambda: model,
+            requests,
+            Path(folder),
+            batch_size=batch_size,
+            advance=lambda _count: None,
+        )
+
+
+def turns(
+    load: Callable[[], Any], requests: Sequence[Request], batch_size: int, count: int
+) -> dict[str, list[Cost]]:
+    """What each side took in each turn."""
+    sides = {"bare loop": bare, "engine": engine}
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
+    for turn in range(count):
+        for name in sorted(sides, reverse=bool(turn % 2)):
+            model = load()
+            sides[name](model, requests[:1], 1)  # what is done once only, at a first call
+            model = load()
+            begun, worked = time.perf_counter(), time.process_time()
+            sides[name](model, requests, batch_size)
+            costs[name].append(Cost(time.perf_counter() - begun, time.process_time() - worked))
+        print({name: values[-1] for name, values in costs.items()}, file=sys.stderr, flush=True)
+    return costs
+
+
+def ratio(costs: dict[str, list[Cost]], kind: str) -> str:
+    """Least, median and largest of the engine's part of the bare loop's, turn by turn."""
+    pairs = zip(costs["engine"], costs["bare loop"], strict=True)
+    found = [getattr(mine, kind) / getattr(other, kind) for mine, other in pairs]
+    return f"{min(found):.3f} / {statistics.median(found):.3f} / {max(found):.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="phantom-diffusion")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--tiny", metavar="FAMILY")
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+
+    values: dict[str, Any] = dict(text.split("=", 1) for text in options.set)
+    name = options.tiny or options.model
+    with tempfile.TemporaryDirectory() as folder:
+        if options.tiny:
+            sys.path.insert(0, str(ROOT / "tests"))
+            from tiny import FAMILIES
+
+            values = dict(FAMILIES[options.tiny](Path(folder))) | values
+        plugin: Plugin[Any] = load_registry().find("models", name)
+        context = Context(device=options.device, home=ROOT, cache=Path(folder))
+        parameters = plugin.parse(values)
+        rows = []
+        for seeds in (1, 10):
+            prompts = options.prompts if seeds == 1 else max(1, options.prompts // 10)
+            requests = make_requests(prompts, seeds)
+            costs = turns(
+                lambda: plugin.create(parameters, context),
+                requests,
+                options.batch_size,
+                options.turns,
+            )
+            rows.append(
+                [
+                    f"{'tiny ' if options.tiny else ''}{plugin.name}",
+                    f"{prompts} x {seeds}",
+                    spread([cost.processor for cost in costs["bare loop"]]),
+                    spread([cost.processor for cost in costs["engine"]]),
+                    ratio(costs, "processor"),
+                    ratio(costs, "wall"),
+                ]
+            )
+    header = ["model", "prompts x seeds", "bare loop, processor s", "engine, processor s"]
+    header += ["engine / bare loop, processor", "engine / bare loop, clock"]
+    text = f"{machine()}; batches of {options.batch_size}.\n\n{table(header, rows)}"
+    print(text)
+    if options.write:
+        write_between(ROOT / "docs" / "performance.md", "engine", text)
+
+
+if __name__ == "__main__":
+    main()
