@@ -102,3 +102,57 @@ def test_what_the_demo_says_to_try_works(demo: tuple[Desk, Done]) -> None:
     desk, done = demo
     for line in done.out.split("Try next:\n")[1].strip().splitlines():
         assert desk.run(*shlex.split(line)[1:]).out.strip()
+
+
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "containers").glob("*/README.md"),
+    ROOT / "MIMIC_Splits" / "README.md",
+]
+SHOWN = [
+    (path, line.strip())
+    for path in PAGES
+    for line in path.read_text(encoding="utf-8").splitlines()
+    if re.match(r"\s*chexgenbench [a-z]", line)
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), SHOWN, ids=[f"{path.name}-{i}" for i, (path, _) in enumerate(SHOWN)]
+)
+def test_commands_on_every_page_have_the_options_they_show(page: Path, line: str) -> None:
+    """Also those that need the reader's own folders, and so are not run."""
+    from typer.main import get_command
+
+    from chexgenbench.cli.main import app
+
+    command = get_command(app)
+    words = shlex.split(line.partition("  # ")[0])[1:]
+    if words[-1] == "..." and not words[-2].startswith("-"):
+        words.pop()  # the reader's own options
+    while words and hasattr(command, "commands"):
+        if words[0].startswith("-"):
+            break
+        assert words[0] in command.commands, f"{page.name}: {line}"
+        command = command.commands[words.pop(0)]
+    if "--help" not in words and words not in (["--version"],):
+        command.make_context(command.name or "", words)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_models_page_work(tmp_path: Path) -> None:
+    from chexgenbench_plugins.data import data_folder
+
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    desk = Desk.new(tmp_path)
+    (code,) = blocks(page, "python")
+    (desk.home / "stripes.py").write_text(code)
+    commands = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    assert len(commands) >= 3
+    for line in commands:
+        program, *arguments = shlex.split(
+            line.replace("FOLDER", str(data_folder("phantom-diffusion")))
+        )
+        assert program == "chexgenbench"
+        assert desk.run(*arguments).out.strip()

@@ -45,7 +45,8 @@ def load(name: str, home: Path, **values: object) -> Model:
 
 
 def _weights(model: Model) -> list[bytes]:
-    return [path.read_bytes() for path in model.weights(model.parameters, model.context)]
+    files = model.weights(model.parameters, model.context)
+    return [path.read_bytes() for path in getattr(files, "values", lambda: files)()]
 
 
 def pixels(model: Model, wanted: list[Request], batch: int) -> np.ndarray:
@@ -153,8 +154,13 @@ def test_ready_images_are_a_model(tmp_path: Path) -> None:
         Image.new("L", (32, 32), 50 * i).save(folder / f"SyntheticImg_s{i}.png")
     model = load("images", tmp_path, folder="mine")
     assert pixels(model, requests(2), 2)[1].max() == 50
-    with pytest.raises(UserError, match="s2"):
-        pixels(model, requests(3), 3)
+    with pytest.raises(UserError, match=r"no image for 1 of 3 requests \(s2\)"):
+        model.check(model.parameters, model.context, requests(3))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    other = load("images", tmp_path, folder="elsewhere")
+    names = [list(each.weights(each.parameters, each.context)) for each in (model, other)]
+    assert names[0] == names[1] == ["SyntheticImg_s0.png", "SyntheticImg_s1.png"]
     table = tmp_path / "info.csv"
     table.write_text(f'prompt,img_savename\n"{tiny.PROMPTS[0]}",SyntheticImg_s1.png\n')
     by_prompt = load("images", tmp_path, folder="mine", csv="info.csv")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,7 @@ class Images(Model):
         return {path.stem: path for path in sorted(folder.glob("SyntheticImg_*.png"))}
 
     @classmethod
-    def weights(cls, parameters: ImagesParameters, context: Context) -> Sequence[Path]:
+    def weights(cls, parameters: ImagesParameters, context: Context) -> Mapping[str, Path]:
         files = cls.files(parameters, context)
         if not files:
             raise UserError(
@@ -73,7 +74,31 @@ class Images(Model):
             )
         # The table too: it decides which image answers which prompt.
         table = cls.table(parameters, context)
-        return [*([table] if table else []), *sorted(set(files.values()))]
+        folder = (context.home / Path(parameters.folder).expanduser()).resolve()
+        named = {
+            os.path.relpath(path.resolve(), folder): path for path in sorted(set(files.values()))
+        }
+        return named if table is None else {"table": table, **named}
+
+    @classmethod
+    def check(
+        cls, parameters: ImagesParameters, context: Context, requests: Sequence[Request]
+    ) -> Sequence[str]:
+        files = cls.files(parameters, context)
+        by_prompt = cls.table(parameters, context) is not None
+        lacking = [each for each in requests if cls._key(each, by_prompt) not in files]
+        if lacking:
+            names = ", ".join(each.prompt_id for each in lacking[:5])
+            raise UserError(
+                f"The model 'images' has no image for {len(lacking)} of {len(requests)} requests "
+                f"({names}{', ...' if len(lacking) > 5 else ''}).",
+                hint="Score what there is: chexgenbench evaluate --images-csv ...",
+            )
+        return ()
+
+    @staticmethod
+    def _key(request: Request, by_prompt: bool) -> str:
+        return request.prompt if by_prompt else f"SyntheticImg_{request.id}"
 
     def __init__(self, parameters: ImagesParameters, context: Context) -> None:
         super().__init__(parameters, context)
@@ -82,13 +107,7 @@ class Images(Model):
     def generate(self, requests: Sequence[Request]) -> Iterator[Image]:
         by_prompt = self.table(self.parameters, self.context) is not None
         for request in requests:
-            key = request.prompt if by_prompt else f"SyntheticImg_{request.id}"
-            if key not in self.named:
-                raise UserError(
-                    f"There is no image for the prompt {request.prompt_id}.",
-                    hint="Score what there is: chexgenbench evaluate --images-csv ...",
-                )
-            yield read_image(self.named[key])
+            yield read_image(self.named[self._key(request, by_prompt)])
 
 
 @hookimpl
