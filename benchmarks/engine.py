@@ -9,8 +9,9 @@ looks for duplicates. Each side has a freshly loaded model (not timed) in each t
 is known from the turn before; sides alternate, and who begins alternates too. Processor time is
 that of all threads, the writer's included: on a busy machine it is the fairer of the two. Once
 every prompt has one seed, once ten. ``--tiny FAMILY`` takes a random pipeline of the tests
-(``sd-v1-5``, ``sana`` ...), which is so small that all the rest shows. ``--write`` puts the table
-into docs/performance.md.
+(``sd-v1-5``, ``sana`` ...), which is so small that all the rest shows. ``--small-sana`` takes a
+random Sana of the published depths and a tenth of the published widths, so that its parts weigh
+against each other about as the real ones do. ``--write`` puts the table into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -42,6 +43,75 @@ def make_requests(prompts: int, seeds: int) -> list[Request]:
         for i, text in enumerate(texts)
         for k in range(seeds)
     ]
+
+
+def small_sana(folder: Path) -> dict[str, Any]:
+    """Sana 0.6B at a tenth of its widths (https://arxiv.org/abs/2410.10629), 512 x 512: a hundredth
+    of the parameters of the transformer and of Gemma 2 2B, and the autoencoder's levels."""
+    import torch
+    from diffusers import (
+        AutoencoderDC,
+        DPMSolverMultistepScheduler,
+        SanaPipeline,
+        SanaTransformer2DModel,
+    )
+    from transformers import Gemma2Config, Gemma2Model
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from tiny import gemma_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = gemma_tokenizer()
+    widths = (16, 32, 64, 64, 128, 128)
+    vae = AutoencoderDC(
+        latent_channels=32,
+        attention_head_dim=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8,) * 6,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(3,) * 6,
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        scaling_factor=0.41407,
+    )
+    transformer = SanaTransformer2DModel(
+        in_channels=32,
+        out_channels=32,
+        num_attention_heads=14,
+        attention_head_dim=8,
+        num_layers=28,
+        num_cross_attention_heads=7,
+        cross_attention_head_dim=16,
+        cross_attention_dim=112,
+        caption_channels=224,
+        sample_size=16,
+    )
+    text = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=224,
+            intermediate_size=896,
+            num_hidden_layers=26,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=24,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text,
+        vae=vae,
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    ).save_pretrained(folder)
+    return {"weights": str(folder), "use_resolution_binning": False}
 
 
 def bare(model: Any, requests: Sequence[Request], batch_size: int) -> None:
@@ -104,6 +174,7 @@ def main() -> None:
     parser.add_argument("--model", default="phantom-diffusion")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--tiny", metavar="FAMILY")
+    parser.add_argument("--small-sana", action="store_true")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -112,13 +183,16 @@ def main() -> None:
     options = parser.parse_args()
 
     values: dict[str, Any] = dict(text.split("=", 1) for text in options.set)
-    name = options.tiny or options.model
+    name = "sana" if options.small_sana else options.tiny or options.model
+    kind = "small " if options.small_sana else "tiny " if options.tiny else ""
     with tempfile.TemporaryDirectory() as folder:
         if options.tiny:
             sys.path.insert(0, str(ROOT / "tests"))
             from tiny import FAMILIES
 
             values = dict(FAMILIES[options.tiny](Path(folder))) | values
+        elif options.small_sana:
+            values = small_sana(Path(folder) / "sana") | values
         plugin: Plugin[Any] = load_registry().find("models", name)
         context = Context(device=options.device, home=ROOT, cache=Path(folder))
         parameters = plugin.parse(values)
@@ -134,7 +208,7 @@ def main() -> None:
             )
             rows.append(
                 [
-                    f"{'tiny ' if options.tiny else ''}{plugin.name}",
+                    f"{kind}{plugin.name}",
                     f"{prompts} x {seeds}",
                     spread([cost.processor for cost in costs["bare loop"]]),
                     spread([cost.processor for cost in costs["engine"]]),

@@ -161,10 +161,25 @@ def test_ready_images_are_a_model(tmp_path: Path) -> None:
     other = load("images", tmp_path, folder="elsewhere")
     names = [list(each.weights(each.parameters, each.context)) for each in (model, other)]
     assert names[0] == names[1] == ["SyntheticImg_s0.png", "SyntheticImg_s1.png"]
+    # Links that change places answer other prompts, though the files stay.
+    links = tmp_path / "links"
+    links.mkdir()
+    found = []
+    for order in ((0, 1), (1, 0)):
+        for i, target in enumerate(order):
+            (links / f"SyntheticImg_s{i}.png").unlink(missing_ok=True)
+            (links / f"SyntheticImg_s{i}.png").symlink_to(folder / f"SyntheticImg_s{target}.png")
+        linked = load("images", tmp_path, folder="links")
+        files = linked.weights(linked.parameters, linked.context)
+        found.append({name: path.read_bytes() for name, path in files.items()})
+    assert found[0].keys() == found[1].keys() and found[0] != found[1]
     table = tmp_path / "info.csv"
     table.write_text(f'prompt,img_savename\n"{tiny.PROMPTS[0]}",SyntheticImg_s1.png\n')
     by_prompt = load("images", tmp_path, folder="mine", csv="info.csv")
     assert pixels(by_prompt, requests(1), 1).max() == 50
+    second = [Request(**{**vars(requests(1)[0]), "id": "s0~1", "repeat": 1})]
+    with pytest.raises(UserError, match="no image for 1 of 1"):
+        by_prompt.check(by_prompt.parameters, by_prompt.context, second)
     before = _weights(by_prompt)
     table.write_text(f'prompt,img_savename\n"{tiny.PROMPTS[0]}",SyntheticImg_s0.png\n')
     assert before != _weights(load("images", tmp_path, folder="mine", csv="info.csv"))

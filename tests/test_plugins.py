@@ -12,10 +12,11 @@ import pytest
 
 from chexgenbench import hookspecs
 from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.home import Home
 from chexgenbench.registry import KINDS, _source_hash, describe, load_registry
 from chexgenbench.types import Context, Request
-from chexgenbench.workflow.plan import find_models
-from chexgenbench.workflow.suite import parse_settings
+from chexgenbench.workflow.plan import Options, find_models, parameter_values
+from chexgenbench.workflow.suite import parse_settings, read_suite
 
 GOOD = """
 import numpy as np
@@ -278,12 +279,19 @@ def test_a_model_is_named_by_label_plugin_and_text(tmp_path: Path) -> None:
         ("py:quick.py", "py:FILE:CLASS"),
         ("py:nowhere.py:Stripes", "does not exist"),
         ("diffusers", "diffusers:ID_OR_DIR"),
+        ("oracle=noise", "name of another model"),
     ],
 )
 def test_a_model_text_that_names_nothing(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         find_models(load_registry(home=tmp_path), [text])
     assert message in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_place_that_cannot_be_one_is_a_name(tmp_path: Path) -> None:
+    registry = load_registry(home=tmp_path)
+    for text in ("~nosuchuser/x", "a" * 300, "a\u0000b".replace("\0", "")):
+        assert registry.find("models", f"images:{text}").parse({}).folder == text
 
 
 def test_two_models_of_one_name_want_a_label(tmp_path: Path) -> None:
@@ -299,7 +307,7 @@ def test_two_models_of_one_name_want_a_label(tmp_path: Path) -> None:
     }
 
 
-def test_a_class_in_a_file_is_a_model(tmp_path: Path) -> None:
+def test_a_class_in_a_file_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "quick.py"
     file.write_text(STRIPES)
     registry = load_registry(home=tmp_path)
@@ -319,6 +327,18 @@ def test_a_class_in_a_file_is_a_model(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             registry.find("models", text)
         assert "Stripes" in str(caught.value.hint)
+    helper = tmp_path / "stripe_helper.py"
+    helper.write_text("WHITE = 200")
+    file.write_text("import stripe_helper\n" + STRIPES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _source_hash.cache_clear()
+    before = registry.find("models", "py:quick.py:Stripes").identity()
+    helper.write_text("WHITE = 100")
+    _source_hash.cache_clear()
+    assert registry.find("models", "py:quick.py:Stripes").identity() != before
+    file.write_text("from chexgenbench import Model\nclass Stripes(Model): pass")
+    with pytest.raises(UserError, match="does not define generate"):
+        registry.find("models", "py:quick.py:Stripes")
     file.write_text("1 / 0")
     with pytest.raises(UserError, match="ZeroDivisionError"):
         registry.find("models", "py:quick.py:Stripes")
@@ -334,6 +354,9 @@ def test_settings_reach_a_label_or_all_labels_of_a_plugin() -> None:
 
     assert parse("size=5") == {"noise": {"size": "5"}, "dark": {"size": "5"}}
     assert parse("dark.mean=0", "mean=1") == {"noise": {"mean": "1"}, "dark": {"mean": "0"}}
+    # A plugin's values reach each of its labels, whichever of them run, and a label's come after.
+    assert parse("noise.mean=1") == {"noise": {"mean": "1"}, "dark": {"mean": "1"}}
+    assert parse("dark.mean=0", "noise.mean=1")["dark"] == {"mean": "0"}
     assert parse("kid.degree=2") == {"kid": {"degree": "2"}}
     only = parse_settings(["sana.steps=3"], {"a": "model"}, {"a": {"steps"}}, {"a": "sana"})
     assert only == {"a": {"steps": "3"}}
@@ -344,3 +367,34 @@ def test_settings_reach_a_label_or_all_labels_of_a_plugin() -> None:
     for wrong in ("size", "=5", "steps=5", "noise.=1"):
         with pytest.raises(UserError):
             parse(wrong)
+
+
+SUITE = """
+split = "demo"
+models = ["a=noise", "b=noise", "oracle"]
+encoders = ["phantom-clip"]
+metrics = ["kid"]
+[parameters.noise]
+size = 64
+[parameters.b]
+size = 32
+"""
+
+
+@pytest.mark.parametrize("models", [None, ["a=noise"], ["oracle"], ["noise", "b=noise"]])
+def test_parameters_of_a_suite_hold_for_the_labels_that_run(
+    tmp_path: Path, models: list[str] | None
+) -> None:
+    (tmp_path / "mine.toml").write_text(SUITE)
+    home = Home(tmp_path)
+    suite = read_suite(str(tmp_path / "mine.toml"), home, {"models": models})
+    registry = load_registry(home=tmp_path)
+    chosen = find_models(registry, suite.models)
+    values = parameter_values(Options(home=home), suite, chosen)
+    sizes = {name: value.get("size") for name, value in values.items() if name != "oracle"}
+    assert sizes.items() <= {"a": 64, "b": 32, "noise": 64}.items()
+    # Somebody who brings images runs none of them.
+    assert parameter_values(Options(home=home), suite, {}) == {}
+    with pytest.raises(UserError, match="named 'c'"):
+        wrong = suite.model_copy(update={"parameters": {"c": {}}})
+        parameter_values(Options(home=home), wrong, chosen)

@@ -12,7 +12,9 @@ import inspect
 import pkgutil
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -96,7 +98,7 @@ class Plugin(Generic[S]):
             ChexGenBenchError: a module is not installed, or it is not the class it should be.
         """
         spec = self.spec
-        missing = [name for name in spec.requires if here and not _importable(name)]
+        missing = [name for name in spec.requires if here and not importable(name)]
         if missing:
             raise UserError(
                 f"The {spec.kind} {spec.name!r} needs {', '.join(missing)}, not installed here.",
@@ -201,12 +203,15 @@ class Plugin(Generic[S]):
 @cache
 def _source_hash(name: str) -> str:
     top = name.partition(".")[0]
+    # A file by itself has no package: what it imports from beside it, or from a folder on the path,
+    # is its own too, and what is installed is not.
+    alone = top.startswith(_FILE)
     files: dict[str, bytes] = {}
     waiting = [name]
     while waiting:
         module = waiting.pop()
         path = _source_file(module)
-        if module in files or path is None:
+        if module in files or path is None or (alone and module != name and _installed(path)):
             continue
         files[module] = path.read_bytes()
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -219,13 +224,21 @@ def _source_hash(name: str) -> str:
                 found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
             else:
                 continue
-            waiting += [each for each in found if each.partition(".")[0] == top]
+            waiting += [each for each in found if each.partition(".")[0] == top or alone]
     if not files:
         return ""
     code = hashlib.sha256()
     for module, content in sorted(files.items()):
         code.update(f"{module}\n{len(content)}\n".encode() + content)
     return code.hexdigest()
+
+
+def _installed(path: Path) -> bool:
+    """Whether a source belongs to Python, to an installed package or to this one."""
+    paths = {Path(each).resolve() for each in sysconfig.get_paths().values()}
+    paths |= {Path(__file__).resolve().parent}
+    paths |= {Path(each).resolve() for each in importlib.import_module(BUILT_IN).__path__}
+    return any(path.resolve().is_relative_to(each) for each in paths)
 
 
 def _source_file(module: str) -> Path | None:
@@ -243,7 +256,8 @@ def _source_file(module: str) -> Path | None:
 
 
 @cache
-def _importable(name: str) -> bool:
+def importable(name: str) -> bool:
+    """Whether a module of that name is installed; nothing is imported."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -293,6 +307,9 @@ class Registry:
         raise error
 
 
+_FILE = "chexgenbench_file_"
+"""How the module of a plugin file is called."""
+
 _LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})=(.*)", re.DOTALL)
 
 
@@ -324,9 +341,7 @@ def _specialise(
                 f"The model {name!r} takes no text after its name, but was given {text!r}.",
                 hint=f"Its parameters: chexgenbench models show {name}",
             )
-        # What the user sees from where the command is typed comes before the project folder.
-        known = (base / Path(text).expanduser() for base in (Path.cwd(), home))
-        place = next((path.resolve() for path in known if path.exists()), None)
+        place = _place(text, home)
     given = text if place is None else str(place)
     shown = text if place is None else place.name
     if spec.expand is not None and given is not None:
@@ -344,6 +359,18 @@ def _specialise(
         text=f"{label}={written}" if label else written,
         values={spec.argument: given} if spec.argument and given is not None else {},
     )
+
+
+def _place(text: str, home: Path) -> Path | None:
+    """The file or folder that `text` names, if one: what lies where the command is typed comes
+    before what lies in the project folder."""
+    for base in (Path.cwd(), home):
+        # No such user (`~name`), or a text too long for a path.
+        with suppress(RuntimeError, OSError, ValueError):
+            path = base / Path(text).expanduser()
+            if path.exists():
+                return path.resolve()
+    return None
 
 
 def load_registry(
@@ -416,7 +443,7 @@ def import_file(path: Path) -> ModuleType:
     """The module in `path`, under a name of its own; whatever importing it raises."""
     # The name carries the path's hash: two files of one name do not replace each other.
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"chexgenbench_file_{key}_{path.stem}"
+    name = f"{_FILE}{key}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -51,18 +52,22 @@ class Images(Model):
         return path if path.is_file() else None
 
     @classmethod
-    def files(cls, parameters: ImagesParameters, context: Context) -> dict[str, Path]:
-        """Prompt to file, or ``SyntheticImg_<id>`` to file where there is no table."""
+    def files(cls, parameters: ImagesParameters, context: Context) -> dict[tuple[str, int], Path]:
+        """Prompt and repeat to file; where there is no table, ``SyntheticImg_<id>`` and 0."""
         folder = context.home / Path(parameters.folder).expanduser()
         table = cls.table(parameters, context)
         if table is not None:
             from chexgenbench.splits.user_images import read_image_list
 
-            # Of several images of a prompt the first counts.
-            return dict(reversed(read_image_list(table, folder)))
+            named: dict[tuple[str, int], Path] = {}
+            count: Counter[str] = Counter()
+            for prompt, path in read_image_list(table, folder):
+                named[prompt, count[prompt]] = path
+                count[prompt] += 1
+            return named
         if not folder.is_dir():
             raise UserError(f"The folder of images {folder} does not exist.")
-        return {path.stem: path for path in sorted(folder.glob("SyntheticImg_*.png"))}
+        return {(path.stem, 0): path for path in sorted(folder.glob("SyntheticImg_*.png"))}
 
     @classmethod
     def weights(cls, parameters: ImagesParameters, context: Context) -> Mapping[str, Path]:
@@ -74,9 +79,11 @@ class Images(Model):
             )
         # The table too: it decides which image answers which prompt.
         table = cls.table(parameters, context)
-        folder = (context.home / Path(parameters.folder).expanduser()).resolve()
+        # By the names that the images go by, links not followed: which file answers which prompt.
+        folder = os.path.abspath(context.home / Path(parameters.folder).expanduser())  # noqa: PTH100
         named = {
-            os.path.relpath(path.resolve(), folder): path for path in sorted(set(files.values()))
+            os.path.relpath(os.path.abspath(path), folder): path  # noqa: PTH100
+            for path in sorted(set(files.values()))
         }
         return named if table is None else {"table": table, **named}
 
@@ -92,13 +99,14 @@ class Images(Model):
             raise UserError(
                 f"The model 'images' has no image for {len(lacking)} of {len(requests)} requests "
                 f"({names}{', ...' if len(lacking) > 5 else ''}).",
-                hint="Score what there is: chexgenbench evaluate --images-csv ...",
+                hint="Each repeat of a prompt needs an image of its own. Score what there is: "
+                "chexgenbench evaluate --images-csv ...",
             )
         return ()
 
     @staticmethod
-    def _key(request: Request, by_prompt: bool) -> str:
-        return request.prompt if by_prompt else f"SyntheticImg_{request.id}"
+    def _key(request: Request, by_prompt: bool) -> tuple[str, int]:
+        return (request.prompt, request.repeat) if by_prompt else (f"SyntheticImg_{request.id}", 0)
 
     def __init__(self, parameters: ImagesParameters, context: Context) -> None:
         super().__init__(parameters, context)

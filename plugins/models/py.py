@@ -44,6 +44,9 @@ def expand(text: str, home: Path) -> ModelSpec:
             hint=f"Derive it from chexgenbench.Model. Such classes in the file: {there}.",
         )
     found = models[name]
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        raise UserError(f"The model class {name!r} in {path} does not define {lacking}.")
     parameters = getattr(found, "Parameters", Parameters)
     summary = (inspect.getdoc(found) or name).splitlines()[0]
     return ModelSpec(name=name, summary=summary, load=found, parameters=parameters)

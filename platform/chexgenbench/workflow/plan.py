@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chexgenbench.downloads import size_text
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.executors import ModelSource
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
@@ -151,6 +152,12 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     split = registry.find("splits", suite.split)
     chosen: dict[str, Plugin[Any]] = {suite.split: split}
     chosen_models = find_models(registry, suite.models) if models else {}
+    for label in chosen_models:
+        if label in (suite.split, *suite.encoders, *(m.partition("@")[0] for m in suite.metrics)):
+            raise UserError(
+                f"The label {label!r} is the name of the split, an encoder or a metric of the run.",
+                hint="Choose another.",
+            )
     chosen |= chosen_models
     chosen |= {name: registry.find("encoders", name) for name in suite.encoders}
     left_out: list[str] = []
@@ -226,6 +233,10 @@ def find_models(registry: Registry, texts: Sequence[str]) -> dict[str, Plugin[Mo
                 f"The model {plugin.spec.name!r} needs a text after a colon.",
                 hint=f"{plugin.spec.summary}. See: chexgenbench models show {plugin.spec.name}",
             )
+        if plugin.name != plugin.spec.name and plugin.name in registry.models:
+            raise UserError(
+                f"The label {plugin.name!r} is the name of another model.", hint="Choose another."
+            )
         if plugin.name in found:
             raise UserError(
                 f"Two models would both be called {plugin.name!r} in the results.",
@@ -235,17 +246,13 @@ def find_models(registry: Registry, texts: Sequence[str]) -> dict[str, Plugin[Mo
     return found
 
 
-def plan_models(
-    plan: Plan,
-    failed: dict[str, ChexGenBenchError],
-    say: Callable[[str], None] | None = None,
-) -> list[Generation]:
+def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Generation]:
     """The generation of each model of the suite: parameters parsed, weights there and hashed.
+
+    A batch size that is to be measured and was not yet (`measure_batches`) is the model's own.
 
     Args:
         failed: takes the models whose own code fails; the others go on without them.
-        say: told a line when a batch size is measured, which loads the model; None: an unknown
-            one is not measured, and the model's own stands for it.
 
     Raises:
         UserError: a parameter or a weight file that is wrong or missing; all models' faults at
@@ -269,23 +276,41 @@ def plan_models(
             failed[name] = error
     _raise_all(faults)
     _check_disk(options.home, generations)
-    if suite.batch_size != "auto" or suite.exact:
-        return generations
+    return [_measured(plan, item, None) for item in generations]
+
+
+def measure_batches(
+    plan: Plan,
+    generations: Sequence[Generation],
+    failed: dict[str, ChexGenBenchError],
+    say: Callable[[str], None],
+) -> list[Generation]:
+    """The generations with the batch sizes that are fastest here, where the user asked for that.
+
+    A model whose size was not measured before is loaded for it.
+
+    Args:
+        failed: takes the models that fail; the others go on without them.
+        say: told a line about each measurement.
+    """
     measured: list[Generation] = []
     for item in generations:
-        name = item.plugin.name
         try:
             measured.append(_measured(plan, item, say))
         except ChexGenBenchError as error:
-            failed[name] = error
+            failed[item.plugin.name] = error
     return measured
 
 
 def _measured(plan: Plan, generation: Generation, say: Callable[[str], None] | None) -> Generation:
-    """The generation with the batch size that is fastest on this machine."""
+    """The generation with the batch size that is fastest here; None of `say`: if it is known."""
     plugin, context = generation.plugin, generation.context
+    if plan.suite.batch_size != "auto" or plan.suite.exact:
+        return generation
     if plan.options.home.interpreter(plugin.spec.environment) is not None:
-        return generation  # nothing of it is loaded in this process
+        if say is not None:
+            say(f"{plugin.name} runs in an environment of its own: its own batch size is taken")
+        return generation
     size = choose_batch_size(
         plugin,
         generation.parameters,
@@ -461,8 +486,8 @@ def _check_disk(home: Home, generations: Sequence[Generation]) -> None:
     free = shutil.disk_usage(home.runs).free
     if needed > free:
         raise UserError(
-            f"The disk of {home.runs} has {free / 1e9:.1f} GB free and the images need up to "
-            f"{needed / 1e9:.1f} GB.",
+            f"The disk of {home.runs} has {size_text(free)} free and the images need up to "
+            f"{size_text(needed)}.",
             hint="Free some, or work elsewhere: --home FOLDER.",
         )
 
@@ -537,7 +562,11 @@ def parameter_values(
 ) -> dict[str, dict[str, Any]]:
     """Plugin name to parameter values, of the protocol, then the suite, then ``--set``."""
     names = {name: plugin.spec.name for name, plugin in chosen.items()}
-    unused = {split_model(text)[1] for text in suite.models} | set(suite.models)
+    labels = set(chosen) - set(names.values())
+    # Models of the suite that this command does not run.
+    known = {
+        part for text in (*suite.models, *suite.listed) for part in split_model(text)[:2] if part
+    }
     kinds = {name: plugin.spec.kind for name, plugin in chosen.items()}
     has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in chosen.items()}
     values = {
@@ -545,11 +574,11 @@ def parameter_values(
         for name, plugin in chosen.items()
     }
     # What is said of a plugin holds for all its labels; what is said of a label comes after it.
-    for name, given in sorted(suite.parameters.items(), key=lambda item: item[0] in chosen):
+    for name, given in sorted(suite.parameters.items(), key=lambda item: item[0] in labels):
         targets = [label for label in chosen if name in (label, names[label])]
-        if not targets and name not in unused:
+        if not targets and name not in known:
             raise unknown_name("chosen plugin (in the suite's parameters)", name, chosen)
-        for label in [name] if name in chosen else targets:
+        for label in targets:
             values[label] |= given
     for name, given in parse_settings(list(options.settings), kinds, has, names).items():
         values[name] |= given

@@ -42,6 +42,7 @@ from chexgenbench.workflow.plan import (
     Plan,
     check_folder,
     make_plan,
+    measure_batches,
     plan_models,
     plugin_source,
 )
@@ -82,9 +83,9 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
     """
     plan = make_plan(options)
     outcome = Outcome()
-    generations = plan_models(plan, outcome.failed, progress.say)
+    generations = plan_models(plan, outcome.failed)
     _tell(plan, progress)
-    for generation in generations:
+    for generation in measure_batches(plan, generations, outcome.failed, progress.say):
         name = generation.plugin.name
         _attempt(outcome, name, partial(_make, plan, generation, outcome, progress))
     return outcome
@@ -101,11 +102,13 @@ def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Out
     """
     plan = make_plan(options)
     outcome = Outcome()
-    generations = plan_models(plan, outcome.failed, progress.say if make else None)
+    generations = plan_models(plan, outcome.failed)
     if not make:
         _require_images(generations)
     _tell(plan, progress)
     real = prepare_real(plan, progress, outcome)
+    if make:
+        generations = measure_batches(plan, generations, outcome.failed, progress.say)
     for generation in generations:
         name = generation.plugin.name
         _attempt(outcome, name, partial(_run_model, plan, generation, real, outcome, progress))

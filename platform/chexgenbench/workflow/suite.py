@@ -26,7 +26,8 @@ class Suite(BaseModel):
         metrics: metric names; ``metric@encoder`` takes it on that encoder alone.
         protocol: ``standard``, or ``legacy`` for the published code's choices.
         subsets: name to SQL condition of further subsets, see `PromptTable.select`.
-        parameters: plugin name to parameter values.
+        parameters: plugin name or model label to parameter values.
+        listed: the models that the file names, whatever the command line says.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class Suite(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
     exact: bool = False
     parameters: Mapping[str, Mapping[str, Any]] = {}
+    listed: tuple[str, ...] = Field((), exclude=True)
 
     @field_validator("models", "encoders", "metrics")
     @classmethod
@@ -106,12 +108,13 @@ def read_suite(name: str, home: Home, changes: Mapping[str, Any]) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"The suite file {path} is not valid TOML: {error}.") from error
     values = {"name": path.stem} | values
+    listed = values.get("models")
     values |= {field: value for field, value in changes.items() if value is not None}
     for field in values:
-        if field not in Suite.model_fields:
+        if field not in Suite.model_fields or field == "listed":
             raise unknown_name(f"field of a suite ({path})", field, Suite.model_fields)
     try:
-        return Suite.model_validate(values)
+        return Suite.model_validate({**values, "listed": listed or ()})
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
@@ -151,8 +154,9 @@ def parse_settings(
     """``--set`` values to label and parameter.
 
     Args:
-        settings: ``parameter=value`` for every chosen model that has it, or
-            ``name.parameter=value`` for one label, or for all labels that one plugin runs under.
+        settings: ``parameter=value`` for every chosen model that has it, then
+            ``plugin.parameter=value`` for all labels that a plugin runs under, then
+            ``label.parameter=value`` for one: the narrower one wins.
         kinds: the chosen plugins' labels to their kinds.
         has: the chosen plugins' labels to the names of their parameters.
         plugins: the labels to the names of the plugins.
@@ -163,8 +167,9 @@ def parse_settings(
     >>> parse_settings(["steps=5"], {"mine": "model"}, {"mine": {"steps"}}, {"mine": "sana"})
     {'mine': {'steps': '5'}}
     """
-    general: dict[str, dict[str, Scalar]] = {}
-    special: dict[str, dict[str, Scalar]] = {}
+    every: dict[str, dict[str, Scalar]] = {}
+    plugin: dict[str, dict[str, Scalar]] = {}
+    label: dict[str, dict[str, Scalar]] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         # The name of a label may hold an equals sign of its own: one of a folder.
@@ -176,19 +181,22 @@ def parse_settings(
             raise UserError(
                 f"--set {setting!r} is not of the form name=value.", hint="Example: --set steps=20"
             )
-        if owner is not None and owner in kinds:
-            special.setdefault(owner, {})[key] = value
-            continue
-        if owner is not None:
-            targets = [label for label, name in plugins.items() if name == owner]
+        if owner is None:
+            targets, level = [name for name in _models(kinds) if key in has[name]], every
+        elif owner in plugins.values():
+            # A label that is the plugin's own name is one of those that it runs under.
+            targets, level = [each for each, name in plugins.items() if name == owner], plugin
         else:
-            targets = [name for name in _models(kinds) if key in has[name]]
+            targets, level = [owner], label
         if not targets:
             known = sorted({item for name in _models(kinds) for item in has[name]})
             raise unknown_name("parameter of the chosen models", key, known)
         for target in targets:
-            general.setdefault(target, {})[key] = value
-    return {name: general.get(name, {}) | special.get(name, {}) for name in {**general, **special}}
+            level.setdefault(target, {})[key] = value
+    return {
+        name: every.get(name, {}) | plugin.get(name, {}) | label.get(name, {})
+        for name in {**every, **plugin, **label}
+    }
 
 
 def _models(names: Mapping[str, str]) -> Iterator[str]:
