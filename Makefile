@@ -8,7 +8,7 @@ run: .venv/installed
 	$(BIN)/chexgenbench run
 
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

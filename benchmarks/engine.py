@@ -28,7 +28,7 @@ from typing import Any
 from side_by_side import ROOT, Cost, machine, spread, table, write_between
 
 from chexgenbench.generation import seed_of
-from chexgenbench.jobs.generate import generate
+from chexgenbench.jobs.generate import generate, hold
 from chexgenbench.registry import Plugin, load_registry
 from chexgenbench.splits.csv_file import read_csv
 from chexgenbench.types import Context, Request
@@ -134,7 +134,7 @@ def bare(model: Any, requests: Sequence[Request], batch_size: int) -> None:
 
 
 def engine(model: Any, requests: Sequence[Request], batch_size: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, hold(Path(folder)):
         generate(
             lambda: model,
             requests,

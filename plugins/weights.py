@@ -8,14 +8,26 @@ loaded where the user said ``--allow-pickle`` alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from chexgenbench import Context, Encoder, Location, Parameters, UserError
-from chexgenbench.downloads import PICKLES, locate, size_text, snapshot
+from chexgenbench.downloads import (
+    PICKLES,
+    cached_commits,
+    first_line,
+    locate,
+    size_text,
+    snapshot,
+)
+from chexgenbench.files import read_json
 from chexgenbench.types import Download
 
 if TYPE_CHECKING:
@@ -69,23 +81,33 @@ def weight_folder(
     """The local folder of `source`, which is a folder or a hub id.
 
     Args:
-        source: a folder (relative ones start from `home`), or ``owner/name`` on the hub.
-        revision: the hub commit to use.
+        source: a folder (relative ones start from `home`), or ``owner/name`` on the hub, which
+            may end in ``@`` and a commit.
+        revision: the hub commit to use where `source` names none.
         what: the plugin's name, for the error.
         download: what ``chexgenbench KIND fetch WHAT`` brings, for the error.
         kind: ``encoders`` or ``models``.
 
     Raises:
-        UserError: neither is there, or what is there of `download` is not whole.
+        UserError: neither is there, what is there of `download` is not whole, or `source` and
+            `revision` name two commits.
     """
     folder = (home / Path(source).expanduser()).resolve()
     if folder.is_dir():
         return folder
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    source, at, commit = source.partition("@")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1 or (at and not commit):
         raise UserError(
             f"The weights of {what!r} are not there: {folder} is not a folder.",
-            hint="Name a folder, or a hub id of the form owner/name.",
+            hint="Name a folder, or a hub id of the form owner/name or owner/name@COMMIT.",
         )
+    if commit and revision not in (None, commit):
+        raise UserError(
+            f"The weights of {what!r} are named at two commits: {source}@{commit}, and "
+            f"revision={revision}.",
+            hint="Leave one of them out.",
+        )
+    revision = commit or revision
     ours = download is not None and (source, revision) == (download.source, download.revision)
     found: Path | None
     if ours and download is not None and download.patterns:
@@ -99,6 +121,8 @@ def weight_folder(
     if ours:
         command = f"chexgenbench {kind} fetch {what}"
     size = f" ({total_size(download)})" if download is not None and ours else ""
+    others = [each for each in cached_commits(source) if each != revision]
+    there = f"Another commit is there: {source}@{others[-1]}. " if others else ""
     fetch = f"Fetch them: {command}"
     if download is not None and download.gated and source == download.source:
         fetch = (
@@ -108,7 +132,7 @@ def weight_folder(
     raise UserError(
         f"The weights of {what!r}{size} are not on this machine: {source} is neither a folder "
         f"nor in the hub's cache{f' at revision {revision}' if revision else ''}.",
-        hint=fetch,
+        hint=f"{there}{fetch}",
     )
 
 
@@ -180,14 +204,95 @@ def refuse_pickles(path: Path, what: str, *, allow_pickle: bool = False) -> None
         )
 
 
-def read_state(path: Path, what: str, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors by name of a safetensors file or of a state dict that torch saved.
+def shard_files(index: Path, what: str) -> list[Path]:
+    """The files that an index (``NAME.SUFFIX.index.json``) names, all of its suffix and beside it.
 
-    Args:
-        allow_pickle: the user's yes to a pickle of more than tensors, which can run code.
+    What lies elsewhere would be loaded and never hashed, and what has another suffix would go to
+    another loader than the one that was chosen.
 
     Raises:
-        UserError: the file is broken, or a pickle of more than tensors.
+        UserError: the index is of another form, names other files, or some are not there.
+    """
+    suffix = f".{index.name.partition('.index.')[0].rpartition('.')[2]}"
+    content = read_json(index)
+    table = content.get("weight_map") if isinstance(content, dict) else None
+    names = list(table.values()) if isinstance(table, dict) else []
+    plain = all(
+        isinstance(name, str) and not set(name) & set("/\\\0") and name.endswith(suffix)
+        for name in names
+    )
+    if not names or not plain or not isinstance(content.get("metadata"), dict):
+        raise UserError(
+            f"The index of the weights of {what!r} cannot be used: {index}.",
+            hint=f"Its weight_map must name {suffix} files beside it, as save_pretrained writes "
+            "them, and metadata must stand beside that.",
+        )
+    files = [index.parent / name for name in sorted(set(names))]
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"The weights of {what!r} in {index.parent} lack {', '.join(missing)}, which "
+            f"{index.name} names."
+        )
+    return files
+
+
+def one_or_shards(folder: Path, name: str, index: str, what: str) -> list[Path]:
+    """The file `name` of `folder`, or the index and what it names; empty where there is neither.
+
+    Raises:
+        UserError: both are there, of which libraries take one or the other; see `shard_files`.
+    """
+    single, table = folder / name, folder / index
+    if single.is_file() and table.is_file():
+        raise UserError(
+            f"The weights of {what!r} in {folder} are there twice: {name}, and what {index} names.",
+            hint="Remove one of the two.",
+        )
+    if table.is_file():
+        return [table, *shard_files(table, what)]
+    return [single] if single.is_file() else []
+
+
+def refuse_adapters(folder: Path, what: str) -> None:
+    """Raises `UserError` where `folder` holds an adapter: transformers would apply it unasked."""
+    found = sorted(path.name for path in folder.glob("adapter_*"))
+    if found:
+        raise UserError(
+            f"The weights of {what!r} in {folder} hold an adapter beside the network "
+            f"({', '.join(found)}).",
+            hint="Merge it into the weights or remove it. A LoRA of a pipeline is named by itself: "
+            "--set lora=FILE",
+        )
+
+
+@contextmanager
+def staged(files: Mapping[str, Path]) -> Iterator[Path]:
+    """A temporary folder with links to `files` by their names, and nothing else.
+
+    A library that loads from it reads what was hashed: no code, adapter, second precision or other
+    tokenizer that lies beside the weights.
+    """
+    with tempfile.TemporaryDirectory(prefix="chexgenbench-") as name:
+        for file, path in files.items():
+            link = Path(name, file)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+        yield Path(name)
+
+
+def read_content(
+    path: Path, subject: str, *, allow_pickle: bool = False, allowed: Sequence[Any] = ()
+) -> Any:
+    """What a safetensors file, or one that torch saved, holds: tensors and plain values.
+
+    Args:
+        subject: what the file is, for errors, such as ``weights of 'sana'``.
+        allow_pickle: the user's yes to a pickle of anything, which can run code.
+        allowed: what torch's restricted loader may build besides (`torch.serialization`).
+
+    Raises:
+        UserError: the file is broken, or a pickle of more and `allow_pickle` is not set.
     """
     import pickle
 
@@ -197,32 +302,51 @@ def read_state(path: Path, what: str, *, allow_pickle: bool = False) -> dict[str
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except pickle.UnpicklingError as error:
-        if allow_pickle:
-            raise _unreadable(path, what, error) from error
-        raise UserError(
-            f"The weights of {what!r} cannot be read without running code that may be in them: "
-            f"{path} is a broken file, or a pickle of more than tensors.",
-            hint="It must be safetensors, or a state dict without anything but tensors. If you "
-            "trust whoever made it to run code on this machine, say --allow-pickle.",
-        ) from error
-    # Whatever a broken file makes the two loaders raise.
+            return load_file(path)
+        # Mapped, not read: of a training checkpoint the optimizer's state is not needed.
+        mapped = zipfile.is_zipfile(path)
+        try:
+            with torch.serialization.safe_globals(list(allowed)):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception:
+            if not allow_pickle:
+                raise
+            return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
+    # Whatever a broken file makes the loaders raise.
     except Exception as error:
-        raise _unreadable(path, what, error) from error
+        if allow_pickle or not isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"The {subject} cannot be read: {path}: {first_line(error)}",
+                hint="It must be safetensors, or what torch.save wrote.",
+            ) from error
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"holds more than tensors ({foreign[1]})" if foreign else "is broken or holds more"
+        raise UserError(
+            f"The {subject} cannot be read without running code that its author chose: {path} "
+            f"{found}.",
+            hint="Save its state dict alone, as safetensors, on a machine that you can lose. If "
+            "you trust whoever made the file to run code on this one: --allow-pickle",
+        ) from error
+
+
+def read_state(
+    path: Path, what: str, *, allow_pickle: bool = False, allowed: Sequence[Any] = ()
+) -> dict[str, torch.Tensor]:
+    """The tensors by name of a safetensors file or of a state dict that torch saved.
+
+    Args:
+        what: the plugin's name, for errors; the others are those of `read_content`.
+
+    Raises:
+        UserError: the file is broken, holds something else, or is a pickle of more than tensors.
+    """
+    import torch
+
+    content = read_content(path, f"weights of {what!r}", allow_pickle=allow_pickle, allowed=allowed)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(torch.is_tensor(each) for each in state.values()):
         raise UserError(f"The weights of {what!r} are no state dict: {path}.")
     return state
-
-
-def _unreadable(path: Path, what: str, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return UserError(
-        f"The weights of {what!r} cannot be read: {path}: {reason}",
-        hint="It must be safetensors, or a state dict without anything but tensors.",
-    )
 
 
 def fill(

@@ -16,13 +16,6 @@ settings.register_profile("chexgenbench", deadline=None)
 settings.load_profile("chexgenbench")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share the demo run go to one process, where several share the work."""
-    for item in items:
-        if "demo" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("demo"))
-
-
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk.new(tmp_path)

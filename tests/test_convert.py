@@ -592,6 +592,7 @@ def test_pickles_of_more_are_refused_and_accepted_on_the_users_word(
 ) -> None:
     content = {"state_dict": original("sana"), "config": Opaque()}
     error = refused("holds more than tensors.*Opaque", "sana", content, tmp_path, bases["sana"])
+    assert "\x1b" not in error.message
     assert "--allow-pickle" in str(error.hint)
     out = tmp_path / "out"
     command("sana", tmp_path / "checkpoint.pth", out, bases["sana"], allow_pickle=True)
@@ -706,7 +707,9 @@ def test_image_size_is_read_or_asked_for(
     del state["pos_embed"]
     error = refused("no 'pos_embed'", model, state, tmp_path, bases[model])
     assert "--set size=" in str(error.hint)
-    refused("not divisible", model, state, tmp_path, bases[model], settings=["size=65"])
+    for size in (65, 0, -64):
+        wrong = [f"size={size}"]
+        refused("no positive multiple", model, state, tmp_path, bases[model], settings=wrong)
     for size, scale in ((512, 1.0), (1024, 2.0), (4096, 8.0)):
         out = tmp_path / str(size)
         command(model, tmp_path / "checkpoint.pth", out, bases[model], settings=[f"size={size}"])
@@ -805,6 +808,23 @@ def test_bases_that_are_not_whole_or_not_safe(bases: Mapping[str, Path], tmp_pat
     index["vae"] = ["my_vae", "MyVae"]
     (base / "model_index.json").write_text(json.dumps(index))
     refused("foreign code.*my_vae", "sana", state, tmp_path, base)
+
+
+def test_a_base_at_a_commit_of_the_hubs_cache(
+    bases: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(bases["sana"], tmp_path / "hub/models--me--base/snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    checkpoint = saved(original("sana"), tmp_path / "c.pth")
+    made = command("sana", checkpoint, tmp_path / "out", f"me/base@{commit}")
+    assert made["base"] == {"source": "me/base", "revision": commit}
+
+
+def test_a_base_with_an_adapter(bases: Mapping[str, Path], tmp_path: Path) -> None:
+    base = shutil.copytree(bases["sana"], tmp_path / "base")
+    (base / "text_encoder" / "adapter_config.json").write_text("{}")
+    refused("hold an adapter", "sana", original("sana"), tmp_path, base)
 
 
 def test_what_is_there_stays(bases: Mapping[str, Path], tmp_path: Path) -> None:

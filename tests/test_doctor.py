@@ -201,6 +201,11 @@ def test_what_to_do_is_said_of_models_by_name(desk: Desk, plugins: tuple[str, st
     assert "weights to name" not in named
 
 
+def test_the_device_of_the_table_must_be_there(desk: Desk) -> None:
+    fault = desk.run("models", "status", "noise", "--device", "nosuch", code=2)
+    assert "The device 'nosuch' is not there" in fault.err
+
+
 def test_the_same_as_json(desk: Desk, plugins: tuple[str, str]) -> None:
     weights(desk.home / "weights" / "unet" / "a.safetensors", 3)
     options = ("models", "status", "mine", "far", *plugins, "--dtype", "bfloat16", "--json")

@@ -17,6 +17,8 @@ from urllib.error import URLError
 from urllib.request import Request
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chexgenbench.downloads import _Redirects, fetch, locate, snapshot, summary
 from chexgenbench.errors import ChexGenBenchError, UserError
@@ -26,6 +28,7 @@ from chexgenbench_plugins.weights import (
     read_state,
     refuse_pickles,
     safe_weight_files,
+    shard_files,
     weight_folder,
 )
 from desk import Desk
@@ -485,7 +488,7 @@ def test_patterns_bring_what_matches_and_never_a_pickle(
 
 def test_a_commit_that_nobody_pinned_is_named(server: Server, desk: Desk, tmp_path: Path) -> None:
     done = desk.run(*command(tmp_path, pipeline(revision=None)), **hub(server, tmp_path))
-    assert f"revision={COMMIT}" in done.err
+    assert f"To stay with it: write owner/pipe@{COMMIT} where it is named" in done.err
     # A run that pins nothing finds it.
     shown = desk.run(
         "encoders",
@@ -496,7 +499,38 @@ def test_a_commit_that_nobody_pinned_is_named(server: Server, desk: Desk, tmp_pa
     )
     assert done.out.strip() in shown.out
     pinned = desk.run(*command(tmp_path, pipeline()), **hub(server, tmp_path))
-    assert "revision=" not in pinned.err
+    assert "To stay with it" not in pinned.err
+
+
+def test_the_commit_of_each_source_is_said_for_the_parameter_that_names_it(
+    server: Server, desk: Desk, tmp_path: Path
+) -> None:
+    """A model's revision is that of its base; a LoRA has one of its own."""
+    code = f"""
+from typing import Annotated
+from chexgenbench import Location, Model, ModelSpec, Parameters, hookimpl
+from chexgenbench.types import Download
+
+class Settings(Parameters):
+    weights: Annotated[str, Location()] = "owner/base"
+    lora: Annotated[str, Location()] = "owner/pipe"
+
+class Mine(Model):
+    def generate(self, requests):
+        return []
+
+@hookimpl
+def chexgenbench_models():
+    yield ModelSpec(
+        name="mine", summary="a test", load=Mine, parameters=Settings,
+        downloads=({pipeline(revision=None)!r},),
+    )
+"""
+    (tmp_path / "mine.py").write_text(code)
+    done = desk.run(
+        "models", "fetch", "mine", "--plugin", tmp_path / "mine.py", **hub(server, tmp_path)
+    )
+    assert f"To stay with it: --set mine.lora=owner/pipe@{COMMIT}" in done.err
 
 
 GATED = Download(source="owner/gated", files=(RemoteFile(name="a"),), revision=COMMIT)
@@ -642,6 +676,30 @@ def test_weights_behind_a_licence_say_where_to_accept_it(cached: Path, tmp_path:
         assert "https://huggingface.co/owner/pipe" in caught.value.hint
         assert "hf auth login" in caught.value.hint
         assert way in caught.value.hint
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.sampled_from(["a.safetensors", "../b.safetensors", "c.bin"]),
+        lambda inner: (
+            st.dictionaries(st.sampled_from(["weight_map", "metadata", "x"]), inner)
+            | st.lists(inner, max_size=2)
+        ),
+    )
+)
+def test_an_index_names_files_beside_it_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: object
+) -> None:
+    folder = tmp_path_factory.mktemp("index", numbered=True)
+    (folder / "a.safetensors").write_bytes(b"")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps(content))
+    try:
+        assert shard_files(index, "mine") == [folder / "a.safetensors"]
+        assert isinstance(content, dict)
+        assert set(content["weight_map"].values()) == {"a.safetensors"}
+    except UserError as error:
+        assert index.name in error.message
 
 
 class Touch:

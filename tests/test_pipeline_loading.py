@@ -3,6 +3,8 @@ stored precisions and shards, LoRA of other trainers, pipelines without a table 
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tiny
 from chexgenbench.errors import UserError
@@ -124,6 +126,281 @@ def test_shards_are_read_and_must_be_whole(home: Path, tmp_path: Path, variant: 
     shards[1].unlink()
     with pytest.raises(UserError, match=shards[1].name):
         check(tmp_path, "sd-v1-5", values)
+
+
+# --- what is hashed is what is loaded ---------------------------------------------------------
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """A copy of the pipeline ``sd-v1`` to be spoilt, beside which paths start."""
+    shutil.copytree(home / "sd-v1", tmp_path / "sd-v1")
+    return tmp_path / "sd-v1"
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_code_in_the_folder_of_a_part_is_refused(copy: Path) -> None:
+    """The library prefers ``unet/diffusers.py`` to its own class of that name."""
+    mark = copy.parent / "ran"
+    (copy / "unet" / "diffusers.py").write_text(
+        f"open({str(mark)!r}, 'w')\nfrom diffusers import UNet2DConditionModel\n"
+    )
+    with pytest.raises(UserError, match=r"code of its own \(unet/diffusers\.py\)"):
+        check(copy.parent, "sd-v1-5", SD)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "found", "message"),
+    [
+        ("tokenizer", ["transformers", "AutoTokenizer"], "tokenizer, a AutoTokenizer"),
+        ("unet", ["diffusers", "AutoModel"], "unet, a AutoModel"),
+        ("unet", ["diffusers", "StableDiffusionPipeline"], "a StableDiffusionPipeline of"),
+        ("unet", ["transformers", "pipeline"], "a pipeline of transformers"),
+        ("unet", ["diffusers", "NoSuchModel"], "a NoSuchModel of diffusers"),
+        ("unet", ["diffusers", 3], "unet, a 3"),
+    ],
+)
+def test_a_part_is_a_class_of_the_libraries(
+    copy: Path, part: str, found: list[Any], message: str
+) -> None:
+    rewrite(copy / "model_index.json", **{part: found})
+    settings = copy / "tokenizer" / "tokenizer_config.json"
+    rewrite(settings, auto_map={"AutoTokenizer": ["own.T", "own.T"]}, tokenizer_class="T")
+    with pytest.raises(UserError, match=message):
+        check(copy.parent, "sd-v1-5", SD)
+
+
+def test_a_processor_that_names_code_is_refused(copy: Path) -> None:
+    """Its parts are loaded by what the folder says they are."""
+    rewrite(copy / "model_index.json", tokenizer=["transformers", "PixtralProcessor"])
+    rewrite(copy / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T"]})
+    with pytest.raises(UserError, match=r"code of their own.*tokenizer_config\.json"):
+        check(copy.parent, "sd-v1-5", SD)
+
+
+def test_an_adapter_beside_a_network_is_refused(copy: Path) -> None:
+    """transformers would apply it, and the identity would not show it."""
+    from peft import LoraConfig
+
+    encoder = tiny.build("sd-v1").text_encoder
+    encoder.add_adapter(LoraConfig(r=4, target_modules=["q_proj"]))
+    encoder.save_pretrained(copy / "text_encoder")
+    assert (copy / "text_encoder" / "adapter_config.json").is_file()
+    with pytest.raises(UserError, match=r"adapter beside.*adapter_model\.safetensors") as caught:
+        check(copy.parent, "sd-v1-5", SD)
+    assert "lora=" in str(caught.value.hint)
+
+
+def test_a_configuration_that_names_a_weight_file_is_refused(copy: Path) -> None:
+    rewrite(copy / "text_encoder" / "config.json", transformers_weights="other.safetensors")
+    with pytest.raises(UserError, match="names a weight file"):
+        check(copy.parent, "sd-v1-5", SD)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("text_encoder", "model"), ("unet", "diffusion_pytorch_model")]
+)
+def test_weights_that_are_there_twice_are_refused(copy: Path, part: str, name: str) -> None:
+    """diffusers takes the shards, transformers the single file."""
+    folder = copy / part
+    state = load_file(folder / f"{name}.safetensors")
+    shard = f"{name}-00001-of-00001.safetensors"
+    save_file(state, folder / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, shard)}
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"{part} are there twice: {name}\.safetensors"):
+        check(copy.parent, "sd-v1-5", SD)
+    (folder / f"{name}.safetensors").unlink()
+    assert f"{part}/{shard}" in names(copy.parent, SD)
+    assert f"{part}/{name}.safetensors.index.json" in names(copy.parent, SD)
+
+
+def test_an_accepted_pickle_of_the_asked_precision_comes_first(home: Path, copy: Path) -> None:
+    """As in the library, where an ordinary safetensors file lies beside it."""
+    tiny.build("sd-v1").vae.save_pretrained(copy / "vae", variant="fp16")
+    state = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")
+    pickled = copy / "unet" / "diffusion_pytorch_model.fp16.bin"
+    torch.save({name: value * 0.5 for name, value in state.items()}, pickled)
+    values = {**SD, "variant": "fp16"}
+    found = load_registry().models["sd-v1-5"]
+    for allowed, name in ((True, pickled.name), (False, "diffusion_pytorch_model.safetensors")):
+        context = Context(home=copy.parent, cache=copy, allow_pickle=allowed)
+        files = found.load().weights(found.parse(values), context)
+        assert [each for each in files if each.startswith("unet/diff")] == [f"unet/{name}"]
+        made = pixels(load(copy.parent, "sd-v1-5", values, allow_pickle=allowed))
+        assert np.array_equal(made, pixels(load(home, "sd-v1-5", SD))) != allowed
+
+
+@pytest.mark.parametrize("variant", ["fp16", "safetensors", "index"])
+def test_a_variant_that_nothing_has_is_refused(tmp_path: Path, variant: str) -> None:
+    for name, values in (
+        ("sd-v1-5", {"weights": str(tiny.save("sd-v1", tmp_path / "sd"))}),
+        ("radedit", tiny.radedit(tmp_path / "radedit")),
+    ):
+        with pytest.raises(UserError, match=f"no variant '{variant}'"):
+            check(tmp_path, name, {**values, "variant": variant})
+
+
+def test_radedit_reads_a_variant_of_the_part_that_has_it(tmp_path: Path) -> None:
+    values = tiny.radedit(tmp_path / "radedit")
+    folder = Path(str(values["weights"])) / "unet"
+    ordinary = pixels(load(tmp_path, "radedit", values))
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    halved = {name: value * 0.5 for name, value in state.items()}
+    save_file(halved, folder / "diffusion_pytorch_model.fp16.safetensors", {"format": "pt"})
+    assert np.array_equal(pixels(load(tmp_path, "radedit", values)), ordinary)
+    other = pixels(load(tmp_path, "radedit", {**values, "variant": "fp16"}))
+    assert np.abs(other - ordinary).max() > 0.01
+
+
+def test_radedits_tokenizer_is_made_of_hashed_files_alone(tmp_path: Path) -> None:
+    """A ``tokenizer.json`` in the text encoder's folder would be taken before ``vocab.txt``."""
+    from transformers import BertTokenizer
+
+    values = tiny.radedit(tmp_path / "radedit")
+    folder = Path(str(values["text_encoder"]))
+    before = pixels(load(tmp_path, "radedit", values))
+    BertTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    words = saved["model"]["vocab"]
+    plain = [word for word in words if not word.startswith("[")]
+    for word, number in zip(plain, [words[word] for word in reversed(plain)], strict=True):
+        words[word] = number
+    (folder / "tokenizer.json").write_text(json.dumps(saved))
+    assert np.array_equal(pixels(load(tmp_path, "radedit", values)), before)
+
+
+def test_files_that_are_not_hashed_are_not_seen(home: Path, copy: Path) -> None:
+    """The library's search for variants fails at a name without a dot."""
+    tiny.build("sd-v1").vae.save_pretrained(copy / "vae", variant="fp16")
+    (copy / "unet" / "LICENSE").write_text("")
+    model = load(copy.parent, "sd-v1-5", {**SD, "variant": "fp16"})
+    assert np.array_equal(pixels(model), pixels(load(home, "sd-v1-5", SD)))
+
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def test_an_index_cannot_lead_to_a_pickle(copy: Path) -> None:
+    unet = copy / "unet"
+    single = unet / "diffusion_pytorch_model.safetensors"
+    state = load_file(single)
+    torch.save(state, unet / "shard.bin")
+    single.unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, "shard.bin")}
+    (unet / INDEX).write_text(json.dumps(index))
+    for allowed in (False, True):
+        with pytest.raises(UserError, match="index of the weights"):
+            check(copy.parent, "sd-v1-5", SD, allow_pickle=allowed)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"weight_map": {"a": "a.safetensors"}},
+        {"metadata": {}, "weight_map": []},
+        {"metadata": {}, "weight_map": {}},
+        {"metadata": {}, "weight_map": {"a": 3}},
+        {"metadata": {}, "weight_map": {"a": "../a.safetensors"}},
+        {"metadata": {}, "weight_map": {"a": "/etc/hostname"}},
+    ],
+)
+def test_an_index_of_another_form_is_refused(copy: Path, content: Any) -> None:
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (copy / "unet" / INDEX).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"index of the weights.*{INDEX}"):
+        check(copy.parent, "sd-v1-5", SD)
+
+
+def test_a_network_is_known_by_its_class_not_by_its_library(tmp_path: Path) -> None:
+    """DeepFloyd's watermarker lives with its pipeline and is saved as diffusers saves networks."""
+    from diffusers.pipelines.deepfloyd_if import IFWatermarker
+
+    from chexgenbench_plugins.pipelines.folder import network_files, part_class
+
+    IFWatermarker().save_pretrained(tmp_path)
+    kind = part_class("deepfloyd_if", "IFWatermarker", "mine")
+    files = network_files(tmp_path, kind, Context(home=tmp_path, cache=tmp_path), None, "mine")
+    assert [path.name for path in files] == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_what_changes_no_image_is_no_part_of_the_identity() -> None:
+    """The precision counts in the context, and the scale of a LoRA where there is one."""
+    found = load_registry().models["sd-v1-5"]
+    plain = found.parse(SD).identity()
+    for values in ({"dtype": "float32"}, {"lora_scale": 2}):
+        assert found.parse({**SD, **values}).identity() == plain
+    scales = [found.parse({**SD, "lora": "a", "lora_scale": each}).identity() for each in (1, 2)]
+    assert scales[0] != scales[1]
+
+
+# --- the hub's cache --------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cached(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with one commit of a pipeline and of a LoRA, and no newest one."""
+    cache = tmp_path / "hub"
+    pipeline = cache / "models--me--mine" / "snapshots" / COMMIT
+    shutil.copytree(home / "sd-v1", pipeline)
+    lora = cache / "models--me--lora" / "snapshots" / COMMIT
+    lora.mkdir(parents=True)
+    save_file(
+        {f"unet.{name}": value for name, value in unet_lora().items()}, lora / "a.safetensors"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def test_a_commit_is_named_with_the_repository(home: Path, cached: Path) -> None:
+    wanted = pixels(load(home, "sd-v1-5", SD))
+    for name, values in (
+        ("sd-v1-5", {**SD, "weights": "me/mine", "revision": COMMIT}),
+        (f"sd-v1-5:me/mine@{COMMIT}", {"steps": 2}),
+        (f"diffusers:me/mine@{COMMIT}", {"num_inference_steps": 2}),
+    ):
+        assert np.array_equal(pixels(load(home, name, values)), wanted)
+    for name in ("sd-v1-5:me/mine", "diffusers:me/mine", f"diffusers:me/mine@{'f' * 40}"):
+        with pytest.raises(UserError, match="not on this machine") as caught:
+            check(home, name, {})
+        assert f"me/mine@{COMMIT}" in str(caught.value.hint)
+    with pytest.raises(UserError, match="two commits"):
+        check(home, f"sd-v1-5:me/mine@{COMMIT}", {"revision": "f" * 40})
+
+
+def test_a_lora_has_a_commit_of_its_own(home: Path, cached: Path) -> None:
+    values = {**SD, "lora": f"me/lora@{COMMIT}", "revision": "f" * 40}
+    assert "alpha" in check(home, "sd-v1-5", values)[0]
+    with pytest.raises(UserError, match="me/lora is neither"):
+        check(home, "sd-v1-5", {**values, "lora": "me/lora"})
+
+
+# --- what is cut off ----------------------------------------------------------------------------
+
+
+def test_a_negative_prompt_that_is_too_long_is_said(home: Path, tmp_path: Path) -> None:
+    long = "pleural effusion " * 80
+    (remark,) = check(home, "sd-v1-5", {**SD, "negative_prompt": long})
+    assert remark.startswith("The negative prompt is longer than the 77 tokens that this model")
+    assert check(home, "sd-v1-5", {**SD, "negative_prompt": "blurred"}) == []
+    three = {"weights": str(tiny.save("sd3", tmp_path / "sd3")), "num_inference_steps": 1}
+    values = {**three, "size": tiny.SIZE, "negative_prompt": long}
+    (remark,) = check(home, f"diffusers:{three['weights']}", values)
+    assert remark.startswith("The negative prompt is longer than the 77 tokens that text_encoder")
+    # Before it no instruction stands, as before a prompt.
+    sana = {"weights": "sana", "use_resolution_binning": False, "max_sequence_length": 20}
+    (remark,) = check(home, "sana", {**sana, "negative_prompt": long})
+    assert remark.startswith("The negative prompt is longer than the 20 tokens")
+
+
+# --- LoRA ---------------------------------------------------------------------------------------
 
 
 def unet_lora() -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.executors import ModelSource
+from chexgenbench.executors import ModelSource, processes
 from chexgenbench.generation import Generation, plan_generation, seed_of
+from chexgenbench.jobs import waiting
 from chexgenbench.jobs.job import Job, plain_context, read_job, write_job
 from chexgenbench.jobs.manifest import MANIFEST, gather, parts, read_manifest
 from chexgenbench.registry import load_registry
@@ -44,12 +47,16 @@ class BatchyParameters(Parameters):
     folder: str = Field(description="Where a call leaves its mark.")
     fault: str = Field("", description="How the call with request r9 fails.")
     seconds: float = Field(0.02, description="How long a call takes.")
+    together: int = Field(1, description="Processes that wait for each other in their first call.")
 
 
 class Batchy(Model):
     def generate(self, requests):
         folder = Path(self.parameters.folder)
         time.sleep(self.parameters.seconds)
+        (folder / f"began-{os.getpid()}").touch()
+        while len(list(folder.glob("began-*"))) < self.parameters.together:
+            time.sleep(0.01)
         if "r9" in [request.id for request in requests]:
             before = len(list(folder.glob("tried-*")))
             (folder / f"tried-{os.getpid()}").touch()
@@ -68,6 +75,9 @@ class Batchy(Model):
         if fault == "disk":
             raise OSError(28, "No space left on device")
         if fault == "killed" or (fault == "killed once" and not before):
+            # Files are written a call behind; some are to be there.
+            while not any(p.stat().st_size for p in folder.parent.glob("*/*/manifest-*.jsonl")):
+                time.sleep(0.01)
             print("about to die", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -134,12 +144,13 @@ def in_order(generation: Generation) -> None:
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_make_what_one_process_makes(bench: Bench, workers: int) -> None:
-    generation = bench.plan("many", seconds=0.2)
+    generation = bench.plan("many", together=workers)
     seen: list[int] = []
     assert bench.run(generation, workers=workers, advance=seen.append) == bench.whole()
     assert sum(seen) == COUNT
     in_order(generation)
     rows = read_manifest(generation.folder).values()
+    # Each has made a batch at least, because the first calls wait for each other.
     assert len({row.worker for row in rows}) == workers == generation.summary().workers
     for batch in range(7):
         assert len({row.worker for row in rows if row.batch == batch}) == 1
@@ -309,6 +320,88 @@ def test_a_new_command_waits_for_the_workers_of_a_killed_one(bench: Bench) -> No
     os.kill(orphan, signal.SIGCONT)
     assert second.wait(timeout=60) == 0
     assert bench.run(bench.plan("long", seconds=0.3)) == bench.whole()
+
+
+def test_what_a_command_waits_for_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is stopped cannot end with its command."""
+    monkeypatch.setattr(waiting, "FIRST", 0.5)
+    process = subprocess.Popen([sys.executable, "-c", command(bench, 2)])
+    until(lambda: images(bench) >= 4)
+    orphan = children(bench.folder)[0]
+    os.kill(orphan, signal.SIGSTOP)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        os.kill(orphan, signal.SIGKILL)
+
+    rows = bench.plan("long", seconds=0.3).run(say=say, source=bench.source, workers=2)
+    assert {key: row.sha256 for key, row in rows.items()} == bench.whole()
+    assert re.fullmatch(
+        rf"waiting for worker [12] \(process {orphan}, stopped\) of a command that has ended; "
+        rf"to end it: kill -9 {orphan}",
+        said[0],
+    )
+
+
+def test_a_stopped_worker_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "FIRST", 0.5)
+    generation = bench.plan("stopped", seconds=0.1)
+    stopped: list[int] = []
+    said: list[str] = []
+
+    def advance(count: int) -> None:
+        if count and not stopped:
+            stopped.extend(children(generation.folder)[:1])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    def say(text: str) -> None:
+        # Before it was stopped, nothing was said of a slow start.
+        said.append(text)
+        os.kill(stopped[0], signal.SIGCONT)
+
+    rows = generation.run(advance, say, source=bench.source, workers=2)
+    assert {key: row.sha256 for key, row in rows.items()} == bench.whole()
+    assert re.fullmatch(
+        rf"waiting for worker [12] on cpu \(process {stopped[0]}, stopped\); "
+        rf"to let it go on: kill -CONT {stopped[0]}",
+        said[0],
+    )
+
+
+def test_a_call_that_is_long_for_the_model_is_said(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST", 0.2)
+    monkeypatch.setattr(processes, "AGAIN", 0.2)
+    generation = bench.plan("long", together=2)
+
+    def say(text: str) -> None:
+        bench.said.append(text)
+        (bench.folder / "marks-long" / "began-other").touch()
+
+    rows = generation.run(say=say, source=bench.source, workers=1, interpreter=Path(sys.executable))
+    assert len(rows) == COUNT
+    assert re.fullmatch(
+        r"no image for \d+ s; waiting for worker 1 on cpu \(process \d+\)", bench.said[0]
+    )
+
+
+def test_versions_are_those_of_the_workers(bench: Bench) -> None:
+    """Another environment has others: here a package that is not installed in ours."""
+    extra = bench.folder / "extra" / "diffusers-0.0.1.dist-info"
+    extra.mkdir(parents=True)
+    (extra / "METADATA").write_text("Metadata-Version: 2.1\nName: diffusers\nVersion: 0.0.1\n")
+    other = bench.folder / "python"
+    other.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{extra.parent}:$PYTHONPATH" exec "{sys.executable}" "$@"\n'
+    )
+    other.chmod(0o755)
+    generation = bench.plan("other")
+    bench.run(generation, workers=2, interpreter=other)
+    assert generation.summary().versions == {**provenance.versions(), "diffusers": "0.0.1"}
 
 
 def test_interrupted_it_ends_its_workers(bench: Bench) -> None:

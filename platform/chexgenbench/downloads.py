@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import re
 import shutil
 import socket
 import string
@@ -87,12 +88,28 @@ def snapshot(
     return Path(found)
 
 
-def fetch(download: Download, cache: Path, progress: Progress) -> Mapping[RemoteFile, Path]:
+def cached_commits(source: str) -> list[str]:
+    """The commits of a repository of which the hub's local cache holds something."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
+    return sorted(path.name for path in (folder / "snapshots").glob("*"))
+
+
+def fetch(
+    download: Download, cache: Path, progress: Progress, setting: str | None = None
+) -> Mapping[RemoteFile, Path]:
     """Brings the files that are missing and checks those and the others.
 
     A file is written beside its place, synced, checked for size and SHA-256, and renamed; one that
     fails leaves nothing. A file from the hub without a published hash is checked against the one
     that the hub names it by. Interrupted, it starts anew. Patterns bring no pickle.
+
+    Args:
+        cache: see `locate`.
+        progress: is told what is fetched, and the commit where none is pinned.
+        setting: the parameter that names the source, such as ``flux-1-dev.lora``.
 
     Raises:
         UserError: HF_HUB_OFFLINE is set, the server cannot be reached, a licence is not accepted,
@@ -123,9 +140,11 @@ def fetch(download: Download, cache: Path, progress: Progress) -> Mapping[Remote
         found = {file: _fetch_from_hub(download, file, progress) for file in download.files}
     if download.revision is None and found:
         commit = _commit(next(iter(found.values())))
+        pinned = f"{download.source}@{commit}"
+        way = f"--set {setting}={pinned}" if setting else f"write {pinned} where it is named"
         progress.say(
             f"{download.source} has no pinned revision: this is commit {commit}. "
-            f"To stay with it, name it: revision={commit}"
+            f"To stay with it: {way}"
         )
     return found
 
@@ -405,7 +424,7 @@ def _hub_fault(download: Download, what: str, error: Exception) -> Exception:
         )
     if any(_is_unreachable(each) for each in chain):
         return UserError(
-            f"The hub ({ENDPOINT}) cannot be reached for {source}{what}: {_first_line(chain[-1])}.",
+            f"The hub ({ENDPOINT}) cannot be reached for {source}{what}: {first_line(chain[-1])}.",
             hint="Check the network and the proxy (HTTPS_PROXY), name a mirror (HF_ENDPOINT), or "
             f"{_COPY} into {_hub_cache()}.",
         )
@@ -426,8 +445,14 @@ def _is_unreachable(error: BaseException) -> bool:
     return any(kind.__name__ in _UNREACHABLE for kind in type(error).__mro__)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without a terminal's colours; its kind where it is empty.
+
+    >>> first_line(ValueError("\\x1b[1mno\\x1b[0m header\\nand so on")), first_line(EOFError())
+    ('no header', 'EOFError')
+    """
+    text = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0]
 
 
 def _check_hub_file(download: Download, file: RemoteFile, path: Path) -> None:

@@ -74,12 +74,49 @@ def hardware(device: str) -> dict[str, Any]:
     return facts
 
 
+class MemoryMeter:
+    """The memory that a model takes: made before the model is loaded, asked after its calls.
+
+    It is the most bytes in use since then less those in use at that moment, so that what other
+    models and encoders left in this process does not count. On a GPU these are the process's
+    tensors. On a CPU it is the resident memory of the process: libraries that loading imports for
+    the first time count, and memory that was free in the process already does not. Where the system
+    cannot forget an earlier peak (macOS, Windows) it is what is in use when asked: what a call took
+    and gave back is not seen.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._before = memory_in_use(device)
+        self._anew = reset_peak_memory(device)
+
+    def taken(self) -> int:
+        """Bytes, at least 0."""
+        most = peak_memory(self._device) if self._anew else memory_in_use(self._device)
+        return max(0, most - self._before)
+
+
+def memory_in_use(device: str) -> int:
+    """Bytes: tensors of this process on a GPU, else the resident memory of the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory(device: str) -> int:
-    """The most bytes in use until now: tensors on a GPU, else the whole of this process."""
+    """The most of `memory_in_use` since `reset_peak_memory`, or since the process began."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         import psutil
 
@@ -90,12 +127,19 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def reset_peak_memory(device: str) -> None:
-    """Lets `peak_memory` of a GPU start anew; that of a process only grows."""
+def reset_peak_memory(device: str) -> bool:
+    """Lets `peak_memory` start anew; False where the system cannot, for a process not on Linux."""
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        # https://docs.kernel.org/filesystems/proc.html: 5 resets the peak of the resident memory.
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def total_memory(device: str) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chexgenbench import Context, UserError
+from chexgenbench_plugins.weights import read_content
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +38,14 @@ def read_checkpoint(
             f"The checkpoint {path} is not a file.",
             hint="Name the .pth or .safetensors file that the training wrote.",
         )
-    content = _load(path, context)
+    content = read_content(
+        path,
+        "checkpoint",
+        allow_pickle=context.allow_pickle,
+        allowed=_numpy_random_state(),
+    )
+    if not isinstance(content, Mapping):
+        raise UserError(f"The checkpoint {path} holds a {type(content).__name__}, no state dict.")
     found = "the file itself"
     for name in (*(_EMA if ema else ()), *_PLAIN):
         inner = content.get(name)
@@ -52,46 +58,6 @@ def read_checkpoint(
             f"The checkpoint {path} holds no state dict: {', '.join(list(state)[:5]) or 'nothing'}."
         )
     return _unwrap(state), found
-
-
-def _load(path: Path, context: Context) -> Mapping[str, Any]:
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        # Mapped, not read: of the optimizer's state nothing is needed.
-        mapped = zipfile.is_zipfile(path)
-        try:
-            with torch.serialization.safe_globals(_numpy_random_state()):
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception:
-            if not context.allow_pickle:
-                raise
-            # The user took the risk by --allow-pickle.
-            content = torch.load(path, map_location="cpu", weights_only=False)
-    # Whatever a broken file makes the loaders raise.
-    except Exception as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise UserError(
-                f"The checkpoint {path} cannot be read: {_first_line(error)}"
-            ) from error
-        raise UserError(
-            f"The checkpoint {path} holds more than tensors ({foreign[1]}); to load that is to run "
-            "code that its author chose.",
-            hint="Save its state_dict alone, as safetensors. If you trust whoever made the file: "
-            "--allow-pickle.",
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"The checkpoint {path} holds a {type(content).__name__}, no state dict.")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _numpy_random_state() -> list[Any]:
@@ -132,7 +98,8 @@ def image_size(
         size: what the user said; None: nothing.
 
     Raises:
-        UserError: neither the table nor the user says, or they contradict one another.
+        UserError: neither the table nor the user says, they contradict one another, or the network
+            cannot make that size.
     """
     table = state.get("pos_embed")
     if table is not None and table.ndim != 3:
@@ -148,10 +115,10 @@ def image_size(
             f"The checkpoint was trained for {found} pixels by its 'pos_embed', not for {size}.",
             hint="Leave out --set size.",
         )
-    chosen = found or size
+    chosen = size if found is None else found
     assert chosen is not None
-    if chosen % (patch * factor):
-        raise UserError(f"Size {chosen} is not divisible by {patch * factor}.")
+    if chosen <= 0 or chosen % (patch * factor):
+        raise UserError(f"Size {chosen} is no positive multiple of {patch * factor}.")
     return chosen
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chexgenbench import Context, UserError
 from chexgenbench.downloads import size_text
 from chexgenbench.files import read_json, write_json
-from chexgenbench_plugins.weights import refuse_pickles, weight_folder
+from chexgenbench_plugins.weights import refuse_adapters, refuse_pickles, weight_folder
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +47,8 @@ class Base:
         Raises:
             UserError: it is not there, no pipeline, brings code of its own, or lacks a part.
         """
-        source, revision = named or default, ""
-        if not (context.home / Path(source).expanduser()).is_dir():
-            source, _, revision = source.partition("@")
-        folder = weight_folder(
-            source, revision=revision or None, home=context.home, what=f"the base of {what}"
-        )
+        source = named or default
+        folder = weight_folder(source, revision=None, home=context.home, what=f"the base of {what}")
         if not (folder / "model_index.json").is_file():
             raise UserError(
                 f"The base {source} is no pipeline: {folder} has no model_index.json.",
@@ -65,6 +61,7 @@ class Base:
                 raise UserError(f"The base {source} brings foreign code: {part} from {library!r}.")
             if not part.isidentifier() or not (folder / part).is_dir():
                 raise UserError(f"The base {source} lacks its part {part}: no {folder / part}.")
+            refuse_adapters(folder / part, f"the base of {what}")
             # The configuration of a network has this name; a tokenizer's and scheduler's do not.
             weights = any(path.suffix == ".safetensors" for path in base.files(part))
             if (folder / part / "config.json").is_file() and not weights:
@@ -111,7 +108,7 @@ class Base:
     def describe(self) -> dict[str, Any]:
         """For the record: a hub id and its commit, or the folder's name."""
         if self.folder.parent.name == "snapshots":
-            return {"source": self.source, "revision": self.folder.name}
+            return {"source": self.source.partition("@")[0], "revision": self.folder.name}
         return {"source": self.folder.name}
 
 

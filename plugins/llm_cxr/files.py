@@ -13,7 +13,9 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from chexgenbench import Context, UserError
+from chexgenbench.downloads import first_line
 from chexgenbench.files import read_json
+from chexgenbench_plugins.weights import one_or_shards, refuse_adapters, staged
 
 if TYPE_CHECKING:
     from transformers import GPTNeoXForCausalLM
@@ -60,42 +62,28 @@ def language_files(folder: Path) -> Sequence[Path]:
     """The weights that transformers would load, after their index if they are in parts.
 
     Raises:
-        UserError: one is missing, or a pickle of more than tensors.
+        UserError: one is missing or there twice, an adapter, or a pickle of more than tensors.
     """
+    refuse_adapters(folder, "llm-cxr")
     for name in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            files = [folder / name]
-        elif index.is_file():
-            files = [index, *_parts(index)]
-        else:
-            continue
-        missing = [path.name for path in files if not path.is_file()]
-        if missing:
-            raise UserError(f"The weights of 'llm-cxr' in {folder} lack {', '.join(missing)}.")
+        files = one_or_shards(folder, name, f"{name}.index.json", "llm-cxr")
         for path in files:
             if path.suffix == ".bin" and (objects := foreign_objects(path)):
-                refuse(path, objects)
-        return files
+                raise UserError(
+                    f"The weights of 'llm-cxr' are a pickle of more than tensors, which can run "
+                    f"code when it is loaded: {path} holds {', '.join(objects[:3])}.",
+                    hint="Save its state dict as safetensors on a machine that you can lose.",
+                )
+        if files:
+            return files
     raise UserError(
         f"The weights of 'llm-cxr' are missing: no model.safetensors in {folder}.",
         hint=f"The published ones: {PUBLISHED}",
     )
 
 
-def _parts(index: Path) -> Sequence[Path]:
-    try:
-        parts = sorted(set(read_json(index)["weight_map"].values()))
-        # What lies elsewhere would be loaded and was never hashed.
-        if all(Path(part).name == part for part in parts):
-            return [index.parent / part for part in parts]
-    except (AttributeError, KeyError, TypeError):
-        pass
-    raise UserError(f"The index of the weights of 'llm-cxr' names no files beside it: {index}.")
-
-
-def language_model(files: Sequence[Path], context: Context) -> GPTNeoXForCausalLM:
-    """The GPT-NeoX of `files`, all of whose weights were there.
+def language_model(files: Mapping[str, Path], context: Context) -> GPTNeoXForCausalLM:
+    """The GPT-NeoX of `files`, by their names in its folder, all of whose weights were there.
 
     Raises:
         UserError: a weight is missing, or of another shape.
@@ -107,20 +95,22 @@ def language_model(files: Sequence[Path], context: Context) -> GPTNeoXForCausalL
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    folder = files["config.json"].parent
     try:
-        model, report = GPTNeoXForCausalLM.from_pretrained(
-            files[0].parent,
-            torch_dtype=getattr(torch, context.dtype),
-            use_safetensors=".safetensors" in files[0].name,
-            local_files_only=True,
-            # They are reported then, and refused below.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with staged(files) as place:
+            model, report = GPTNeoXForCausalLM.from_pretrained(
+                place,
+                torch_dtype=getattr(torch, context.dtype),
+                use_safetensors=any(path.suffix == ".safetensors" for path in files.values()),
+                local_files_only=True,
+                # They are reported then, and refused below.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     # What broken files make the loaders of several versions raise.
     except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
         raise UserError(
-            f"The language model of 'llm-cxr' cannot be read: {str(error).splitlines()[0]}"
+            f"The language model of 'llm-cxr' in {folder} cannot be read: {first_line(error)}"
         ) from error
     # Buffers that some versions save and others make: causal masks and rotary frequencies.
     made = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -128,7 +118,7 @@ def language_model(files: Sequence[Path], context: Context) -> GPTNeoXForCausalL
     faults = [*absent, *map(str, report["mismatched_keys"])]
     if faults:
         raise UserError(
-            f"The weights of 'llm-cxr' in {files[0].parent} are of another network: "
+            f"The weights of 'llm-cxr' in {folder} are of another network: "
             f"{', '.join(sorted(faults)[:3])} missing or of another shape."
         )
     return model.eval().requires_grad_(False).to(context.device)
@@ -149,13 +139,3 @@ def foreign_objects(path: Path) -> list[str]:
     # Whatever a broken file makes it raise.
     except Exception as error:
         raise UserError(f"The weights of 'llm-cxr' cannot be read: {path}: {error}") from error
-
-
-def refuse(path: Path, objects: list[str]) -> None:
-    """Raises the `UserError` for a pickle that holds `objects`."""
-    raise UserError(
-        f"The weights of 'llm-cxr' are a pickle of more than tensors, which can run code when it "
-        f"is loaded: {path} holds {', '.join(objects[:3])}.",
-        hint="Save its state dict as safetensors on a machine that you can lose; --allow-pickle "
-        "takes a VQ-GAN as it is, at your risk.",
-    )

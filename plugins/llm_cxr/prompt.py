@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chexgenbench import UserError
+from chexgenbench.files import read_json
 from chexgenbench_plugins.llm_cxr.sampling import LENGTH
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ class Prompts:
                 `positions` tokens.
         """
         self.tokenizer = _read(tokenizer)
+        named = [each["content"] for each in read_json(tokenizer).get("added_tokens") or ()]
+        # Runs of blanks are tokens as well, of ordinary text.
+        words = [re.escape(word) for word in named if word.strip()]
+        self.control = re.compile("|".join(words)) if words else None
         self.first = self.tokenizer.get_vocab_size(with_added_tokens=True)
         self.longest = positions - LENGTH
         self.head = HEAD.format(instruction)
@@ -56,11 +63,27 @@ class Prompts:
             )
 
     def encode(self, report: str) -> tuple[list[int], bool]:
-        """The tokens up to the image, and whether the end of `report` had to be left out."""
-        ids = [*self._ids(f"{self.head}{report}{TAIL}"), self.tail[-1]]
+        """The tokens up to the image, and whether the end of `report` had to be left out.
+
+        What the report says is text, though it be spelt like a token of the frame.
+        """
+        ids = [*self._frame(report, TAIL), self.tail[-1]]
         if len(ids) <= self.longest:
             return ids, False
-        return self._ids(self.head + report)[: self.longest - len(self.tail)] + self.tail, True
+        return self._frame(report, "")[: self.longest - len(self.tail)] + self.tail, True
+
+    def _frame(self, report: str, tail: str) -> list[int]:
+        """Head, report and tail; the report is cut inside each word that would become a token of
+        the frame, and what is between the cuts is encoded by itself."""
+        text, start = f"{self.head}{report}{tail}", len(self.head)
+        cuts = [0]
+        while self.control and (found := self.control.search(text, start)):
+            if found.start() >= len(self.head) + len(report):
+                break
+            start = found.start() + 1
+            cuts.append(start)
+        pieces = pairwise([*cuts, len(text)])
+        return [token for begin, end in pieces for token in self._ids(text[begin:end])]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text).ids

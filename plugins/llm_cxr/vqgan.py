@@ -8,14 +8,14 @@ configuration follows from the shapes, so the ``.yaml`` file beside a checkpoint
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chexgenbench import UserError
-from chexgenbench_plugins.llm_cxr.files import foreign_objects, refuse
+from chexgenbench_plugins.llm_cxr.files import foreign_objects
 from chexgenbench_plugins.llm_cxr.sampling import GRID
+from chexgenbench_plugins.weights import read_state
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class VqGan:
         import torch
         from diffusers.models.autoencoders.vae import Decoder
 
-        state = read_state(path, allow_pickle=allow_pickle)
+        state = read_checkpoint(path, allow_pickle=allow_pickle)
         try:
             levels = 1 + max(int(name.split(".")[2]) for name in _under(state, "decoder.up."))
             blocks = 1 + max(
@@ -127,7 +127,7 @@ def diffusers_name(name: str, levels: int) -> str:
     return re.sub(r"\bup\.(\d+)\.", lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", name)
 
 
-def read_state(path: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
     """The tensors by name of safetensors, or of a checkpoint that torch saved.
 
     PyTorch Lightning's checkpoints name its classes beside the tensors: they become empty
@@ -136,39 +136,12 @@ def read_state(path: Path, *, allow_pickle: bool) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the file is broken, or holds other objects and `allow_pickle` is not set.
     """
-    import torch
-
-    foreign = foreign_objects(path)
-    placeholders = [(type("Placeholder", (), {}), name) for name in foreign if _lightning(name)]
-    refused = sorted(name for name in foreign if not _lightning(name))
-    if refused and not allow_pickle:
-        refuse(path, refused)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            with torch.serialization.safe_globals(placeholders):  # type: ignore[arg-type]
-                state = torch.load(
-                    path,
-                    map_location="cpu",
-                    weights_only=not refused,
-                    mmap=zipfile.is_zipfile(path),
-                )
-    # Whatever a broken file, or a pickle of anything, makes the two loaders raise.
-    except Exception as error:
-        raise UserError(
-            f"The VQ-GAN of 'llm-cxr' cannot be read: {path}: {str(error).splitlines()[0]}"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(torch.is_tensor(each) for each in state.values()):
-        raise UserError(f"The VQ-GAN of 'llm-cxr' is no state dict: {path}.")
-    return state
-
-
-def _lightning(name: str) -> bool:
-    return name.startswith(("pytorch_lightning.", "lightning."))
+    lightning = [
+        (type("Placeholder", (), {}), name)
+        for name in foreign_objects(path)
+        if name.startswith(("pytorch_lightning.", "lightning."))
+    ]
+    return read_state(path, "llm-cxr", allow_pickle=allow_pickle, allowed=lightning)
 
 
 def _under(state: Mapping[str, torch.Tensor], prefix: str) -> list[str]:

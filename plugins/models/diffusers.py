@@ -39,8 +39,9 @@ def _no_text() -> UserError:
 class DiffusersParameters(LoadParameters):
     weights: Annotated[str, Location()] = Field(
         "",
-        description="A diffusers folder, or owner/name on the hub. Where it is written as "
-        "diffusers:ID_OR_DIR, the arguments of that pipeline's call are parameters too.",
+        description="A diffusers folder, or owner/name or owner/name@COMMIT on the hub. Where it "
+        "is written as diffusers:ID_OR_DIR, the arguments of that pipeline's call are parameters "
+        "too.",
     )
 
 

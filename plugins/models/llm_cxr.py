@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,11 +30,14 @@ from chexgenbench_plugins.llm_cxr.sampling import draw_codes
 from chexgenbench_plugins.llm_cxr.vqgan import VqGan
 from chexgenbench_plugins.weights import weight_folder
 
+# Names of the files that hold wherever they lie.
+_LANGUAGE, _VQGAN = "language_model/", "vqgan/checkpoint"
+
 
 class LlmCxrParameters(Parameters):
     weights: Annotated[str, Location()] = Field(
         description="Folder of the language model (config.json, tokenizer.json, weights), or "
-        "owner/name on the hub."
+        "owner/name or owner/name@COMMIT on the hub."
     )
     revision: Annotated[str | None, Location()] = Field(
         None, description="The hub commit; ignored for a folder."
@@ -63,7 +66,8 @@ class LlmCxrParameters(Parameters):
         description="Width and height in pixels. The model makes 256; anything else is resampled "
         "from that (bicubic, antialiased) and shows no more detail.",
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    # What it comes to is in the context, and counts there.
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Location()] = Field(
         "auto", description="Precision of the language model; the VQ-GAN is float32."
     )
 
@@ -74,15 +78,17 @@ class LlmCxr(Model):
     parameters: LlmCxrParameters
 
     @classmethod
-    def weights(cls, parameters: LlmCxrParameters, context: Context) -> Sequence[Path]:
-        """config.json, tokenizer.json, the VQ-GAN, then the language model's files."""
+    def weights(cls, parameters: LlmCxrParameters, context: Context) -> Mapping[str, Path]:
         folder = weight_folder(
             parameters.weights, revision=parameters.revision, home=context.home, what="llm-cxr"
         )
         place = Path(parameters.vqgan).expanduser() if parameters.vqgan else folder / "vqgan"
         read_settings(folder)
-        vqgan = vqgan_file(context.home / place)
-        return [folder / "config.json", folder / "tokenizer.json", vqgan, *language_files(folder)]
+        settings = folder / "config.json", folder / "tokenizer.json"
+        files = [*settings, *language_files(folder)]
+        return {f"{_LANGUAGE}{path.name}": path for path in files} | {
+            _VQGAN: vqgan_file(context.home / place)
+        }
 
     @classmethod
     def check(
@@ -114,16 +120,21 @@ class LlmCxr(Model):
     @classmethod
     def open(
         cls, parameters: LlmCxrParameters, context: Context
-    ) -> tuple[Prompts, VqGan, Sequence[Path]]:
+    ) -> tuple[Prompts, VqGan, Mapping[str, Path]]:
         """Tokenizer, VQ-GAN and the language model's files, found to belong together."""
-        settings, tokenizer, vqgan_file, *files = cls.weights(parameters, context)
-        config = read_settings(settings.parent)
+        found = cls.weights(parameters, context)
+        files = {
+            name.removeprefix(_LANGUAGE): path
+            for name, path in found.items()
+            if name.startswith(_LANGUAGE)
+        }
+        config = read_settings(files["config.json"].parent)
         prompts = Prompts(
-            tokenizer,
+            files["tokenizer.json"],
             instruction=parameters.instruction,
             positions=config["max_position_embeddings"],
         )
-        vqgan = VqGan(vqgan_file, allow_pickle=context.allow_pickle)
+        vqgan = VqGan(found[_VQGAN], allow_pickle=context.allow_pickle)
         if config["vocab_size"] != prompts.first + vqgan.codes:
             raise UserError(
                 f"The weights of 'llm-cxr' do not belong together: the language model knows "

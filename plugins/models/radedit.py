@@ -12,8 +12,8 @@ from chexgenbench import Context, Location, ModelSpec, UserError, hookimpl
 from chexgenbench.files import read_json
 from chexgenbench.types import Download
 from chexgenbench_plugins.pipelines import REQUIRES, PipelineModel, PipelineParameters
-from chexgenbench_plugins.pipelines.folder import model_files
-from chexgenbench_plugins.weights import fill, read_state, weight_folder
+from chexgenbench_plugins.pipelines.folder import has_variant, network_files, require_variant
+from chexgenbench_plugins.weights import fill, read_state, staged, weight_folder
 
 _NETWORK = ("config.json", "diffusion_pytorch_model.safetensors")
 UNET = Download(
@@ -81,13 +81,19 @@ class RadEdit(PipelineModel):
 
     @classmethod
     def files(cls, parameters: RadEditParameters, context: Context) -> dict[str, Path]:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+
         unet, vae, text = cls.folders(parameters, context)
         variant = parameters.variant
         found = {
             f"{part}/{path.name}": path
-            for part, folder in (("unet", unet), ("vae", vae))
-            for path in model_files(folder, "diffusers", context, variant, cls.name)
+            for part, folder, kind in (
+                ("unet", unet, UNet2DConditionModel),
+                ("vae", vae, AutoencoderKL),
+            )
+            for path in network_files(folder, kind, context, variant, cls.name)
         }
+        require_variant(found.values(), variant, cls.name)
         states = [text / name for name in _STATES]
         state = next((path for path in states if path.is_file()), states[0])
         needed = [state, *(text / name for name in ("config.json", "vocab.txt"))]
@@ -103,13 +109,14 @@ class RadEdit(PipelineModel):
         import torch
         from diffusers import AutoencoderKL, UNet2DConditionModel
 
-        unet, vae, _ = cls.folders(parameters, context)
         files = cls.files(parameters, context)
-        with torch.device("meta"):
+        with staged(files) as place, torch.device("meta"):
             return _assemble(
-                files,
-                UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(unet)),
-                AutoencoderKL.from_config(AutoencoderKL.load_config(vae)),
+                place,
+                *(
+                    kind.from_config(kind.load_config(place / part))
+                    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
+                ),
                 _text_network(files),
             )
 
@@ -117,11 +124,9 @@ class RadEdit(PipelineModel):
         import torch
         from diffusers import AutoencoderKL, UNet2DConditionModel
 
-        unet, vae, _ = self.folders(self.parameters, self.context)
         files = self.files(self.parameters, self.context)
         options = {
             "dtype": getattr(torch, self.context.dtype),
-            "variant": self.parameters.variant,
             "use_safetensors": None if self.context.allow_pickle else True,
             "local_files_only": True,
         }
@@ -132,12 +137,19 @@ class RadEdit(PipelineModel):
         # What stands before and behind the words' vectors is for pre-training and for alignment.
         unused = ("cls", "bert.pooler.", "bert.embeddings.position_ids")
         fill(text, read_state(state, self.name), self.name, unused)
-        return _assemble(
-            files,
-            UNet2DConditionModel.from_pretrained(unet, **options),
-            AutoencoderKL.from_pretrained(vae, **options),
-            text.to(options["dtype"]),
-        )
+        with staged(files) as place:
+            networks = []
+            for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+                variant = self.parameters.variant
+                own = [path for name, path in files.items() if name.startswith(f"{part}/")]
+                networks.append(
+                    kind.from_pretrained(
+                        place / part,
+                        variant=variant if has_variant(own, variant) else None,
+                        **options,
+                    )
+                )
+            return _assemble(place, *networks, text.to(options["dtype"]))
 
 
 def _text_network(files: Mapping[str, Path]) -> Any:
@@ -152,7 +164,7 @@ def _text_network(files: Mapping[str, Path]) -> Any:
     return network.eval()
 
 
-def _assemble(files: Mapping[str, Path], unet: Any, vae: Any, text: Any) -> Any:
+def _assemble(place: Path, unet: Any, vae: Any, text: Any) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import BertTokenizer
 
@@ -161,7 +173,7 @@ def _assemble(files: Mapping[str, Path], unet: Any, vae: Any, text: Any) -> Any:
         vae=vae,
         text_encoder=text.bert,
         tokenizer=BertTokenizer.from_pretrained(
-            files["text_encoder/vocab.txt"].parent, model_max_length=LENGTH, local_files_only=True
+            place / "text_encoder", model_max_length=LENGTH, local_files_only=True
         ),
         # The betas are diffusers' defaults, 0.0001 to 0.02.
         scheduler=DDIMScheduler(

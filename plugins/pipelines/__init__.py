@@ -24,7 +24,7 @@ from chexgenbench_plugins.pipelines.folder import (
 )
 from chexgenbench_plugins.pipelines.lora import check_lora, load_lora, lora_file
 from chexgenbench_plugins.pipelines.prompts import ENCODINGS, PromptEncoder, PromptReader
-from chexgenbench_plugins.weights import weight_folder
+from chexgenbench_plugins.weights import staged, weight_folder
 
 PATTERNS = (
     "model_index.json",
@@ -58,7 +58,7 @@ class LoadParameters(Parameters):
     """How a pipeline is loaded, and the size of its images."""
 
     weights: Annotated[str, Location()] = Field(
-        description="A diffusers folder, or owner/name on the hub."
+        description="A diffusers folder, or owner/name or owner/name@COMMIT on the hub."
     )
     revision: Annotated[str | None, Location()] = Field(
         None, description="The hub commit of the weights; ignored for a folder."
@@ -70,8 +70,8 @@ class LoadParameters(Parameters):
     )
     lora: Annotated[str | None, Location()] = Field(
         None,
-        description="A LoRA: a .safetensors file, a folder that holds it, or owner/name on the "
-        "hub.",
+        description="A LoRA: a .safetensors file, a folder that holds it, or owner/name or "
+        "owner/name@COMMIT on the hub.",
     )
     lora_scale: float = Field(1.0, ge=-10, le=10, description="Strength of the LoRA.")
     scheduler: str | None = Field(
@@ -79,7 +79,8 @@ class LoadParameters(Parameters):
         description="The sampler: a scheduler class of diffusers that can stand for the "
         "pipeline's own.",
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    # What it comes to is in the context, and counts there.
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Location()] = Field(
         "auto", description="Precision; auto is what --dtype says."
     )
     # Where the weights wait for their turn changes no image.
@@ -91,6 +92,12 @@ class LoadParameters(Parameters):
     size: int | None = Field(
         None, ge=8, le=4096, description="Width and height in pixels; by default the pipeline's."
     )
+
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        if self.lora is None:
+            del found["lora_scale"]
+        return found
 
 
 class PipelineParameters(LoadParameters):
@@ -173,7 +180,8 @@ class PipelineModel(Model):
     @classmethod
     def build(cls, parameters: Any, context: Context) -> Any:
         """The pipeline with networks that have shapes and no numbers."""
-        return build(cls.folder(parameters, context), cls.name)
+        with staged(cls.files(parameters, context)) as place:
+            return build(cls.folder(parameters, context), place, cls.name)
 
     @classmethod
     def arguments(cls, parameters: Parameters) -> dict[str, Any]:
@@ -252,14 +260,15 @@ class PipelineModel(Model):
             for name in ("requires_safety_checker", "add_watermarker")
             if name in inspect.signature(found).parameters
         }
-        return found.from_pretrained(
-            folder.path,
-            dtype=getattr(torch, self.context.dtype),
-            variant=self.parameters.variant,
-            use_safetensors=None if self.context.allow_pickle else True,
-            local_files_only=True,
-            **options,
-        )
+        with staged(self.files(self.parameters, self.context)) as place:
+            return found.from_pretrained(
+                place,
+                dtype=getattr(torch, self.context.dtype),
+                variant=self.parameters.variant,
+                use_safetensors=None if self.context.allow_pickle else True,
+                local_files_only=True,
+                **options,
+            )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Image | Made]:
         import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,7 @@ from typing import Any
 from chexgenbench import Context, UserError
 from chexgenbench.files import read_json
 from chexgenbench_plugins.pipelines.prompts import ENCODINGS
-from chexgenbench_plugins.weights import refuse_pickles
-
-_NO_NETWORK = ("scheduler", "tokenizer", "feature_extractor", "processor")
-"""Parts with these words in their name have settings and vocabularies alone."""
+from chexgenbench_plugins.weights import one_or_shards, refuse_adapters, refuse_pickles
 
 
 @dataclass(frozen=True)
@@ -43,26 +41,25 @@ class PipelineFolder:
             UserError: a part is not there, incomplete, or a pickle that the user has not accepted.
         """
         found = {"model_index.json": self.path / "model_index.json"}
-        for part, (library, _) in self.parts.items():
+        for part, (library, name) in self.parts.items():
             folder = self.path / part
-            if any(word in part for word in _NO_NETWORK):
-                settings = [path for path in sorted(folder.glob("*")) if path.suffix in _SETTINGS]
-                if not settings:
-                    raise UserError(f"The weights of {what!r} in {self.path} lack {part}/.")
-                found |= {f"{part}/{path.name}": path for path in settings}
+            kind = part_class(library, name, what)
+            if is_network(kind):
+                files = network_files(folder, kind, context, variant, what)
             else:
-                files = model_files(folder, library, context, variant, what)
-                found |= {f"{part}/{path.name}": path for path in files}
-        if variant and not any(f".{variant}" in path.name for path in found.values()):
-            raise UserError(
-                f"The weights of {what!r} in {self.path} have no variant {variant!r}.",
-                hint=f"Without --set {what}.variant=... the ordinary ones are read.",
-            )
+                files = [path for path in sorted(folder.glob("*")) if path.suffix in _SETTINGS]
+                if not files:
+                    raise UserError(f"The weights of {what!r} in {self.path} lack {part}/.")
+                _refuse_automatic(kind, files, what)
+            found |= {f"{part}/{path.name}": path for path in files}
+        require_variant(found.values(), variant, what)
         return found
 
 
 _LIBRARIES = {"diffusers", "transformers"}
 _SETTINGS = {".json", ".txt", ".model", ".jinja"}
+# AutoTokenizer and the like take their class from the folder; AutoencoderKL is a class itself.
+_AUTOMATIC = re.compile("Auto[A-Z]")
 
 
 def read_folder(path: Path, what: str) -> PipelineFolder:
@@ -92,14 +89,18 @@ def read_folder(path: Path, what: str) -> PipelineFolder:
         left_out |= {"safety_checker", "feature_extractor", "image_encoder"}
     parts = {part: value for part, value in listed.items() if part not in left_out}
     foreign = [] if isinstance(name, str) else [str(name)]
-    for part, (library, _) in parts.items():
+    for part, (library, kind) in parts.items():
         if library not in _LIBRARIES and not _in_diffusers(library):
             foreign.append(f"{part} of {library!r}")
+        elif not isinstance(kind, str) or _AUTOMATIC.match(kind):
+            foreign.append(f"{part}, a {kind}")
+        # The library prefers them to its own classes.
+        foreign += [f"{part}/{file.name}" for file in sorted((path / part).glob("*.py"))]
     if foreign:
         raise UserError(
             f"The pipeline in {path} brings code of its own ({', '.join(foreign)}), which is not "
             "run.",
-            hint="Only parts of diffusers and transformers are loaded.",
+            hint="Only parts of diffusers and transformers are loaded, each by its own class.",
         )
     return PipelineFolder(
         path=path,
@@ -114,37 +115,39 @@ def read_folder(path: Path, what: str) -> PipelineFolder:
     )
 
 
-def model_files(
-    folder: Path, library: str, context: Context, variant: str | None, what: str
+def network_files(
+    folder: Path, kind: type, context: Context, variant: str | None, what: str
 ) -> list[Path]:
-    """Configuration and weights of one network, as ``from_pretrained`` chooses among several.
+    """Configuration and weights of one network, as ``from_pretrained`` of `kind` reads them.
+
+    Of a variant that this network has not, it reads the ordinary files.
 
     Raises:
-        UserError: something is missing, or a pickle that the user has not accepted.
+        UserError: something is missing or there twice, an adapter, a configuration that names
+            another file, or a pickle that the user has not accepted.
     """
+    from diffusers import ModelMixin
+
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"The weights of {what!r} lack {config}.")
-    stem, pickled = ("model", "pytorch_model")
-    if library == "diffusers":
+    settings = read_json(config)
+    if not isinstance(settings, dict) or "transformers_weights" in settings:
+        raise UserError(
+            f"The configuration of {what!r} cannot be used: {config} "
+            f"{'names a weight file' if isinstance(settings, dict) else 'is no JSON object'}.",
+        )
+    refuse_adapters(folder, what)
+    stem, pickled = "model", "pytorch_model"
+    if issubclass(kind, ModelMixin):
         stem = pickled = "diffusion_pytorch_model"
     kinds = [(stem, "safetensors")] + ([(pickled, "bin")] if context.allow_pickle else [])
-    for name, suffix in kinds:
-        for infix in [f".{variant}", ""] if variant else [""]:
-            single = folder / f"{name}{infix}.{suffix}"
-            index = folder / f"{name}.{suffix}.index{infix}.json"
-            if index.is_file():
-                shards = read_json(index).get("weight_map", {})
-                files = [folder / shard for shard in sorted(set(shards.values()))]
-                missing = [path.name for path in files if not path.is_file()]
-                if missing or not files:
-                    raise UserError(
-                        f"The weights of {what!r} in {folder} lack {', '.join(missing) or 'all'}, "
-                        f"which {index.name} names."
-                    )
+    for infix in [f".{variant}", ""] if variant else [""]:
+        for name, suffix in kinds:
+            index = f"{name}.{suffix}.index{infix}.json"
+            files = one_or_shards(folder, f"{name}{infix}.{suffix}", index, what)
+            if files:
                 return [config, *files]
-            if single.is_file():
-                return [config, single]
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
         raise UserError(
@@ -153,6 +156,21 @@ def model_files(
         )
     refuse_pickles(folder, what, allow_pickle=context.allow_pickle)
     raise UserError(f"The weights of {what!r} are missing: no *.safetensors in {folder}.")
+
+
+def has_variant(files: Iterable[Path], variant: str | None) -> bool:
+    """Whether a weight file among `files` is one of that stored precision."""
+    marks = (f".{variant}.", f".{variant}-")
+    return any(mark in path.name for path in files for mark in marks if path.suffix != ".json")
+
+
+def require_variant(files: Iterable[Path], variant: str | None, what: str) -> None:
+    """Raises `UserError` where `variant` is asked for and no network has it."""
+    if variant and not has_variant(files, variant):
+        raise UserError(
+            f"The weights of {what!r} have no variant {variant!r}.",
+            hint=f"Without --set {what}.variant=... the ordinary ones are read.",
+        )
 
 
 def check_whole(files: Iterable[Path], what: str) -> None:
@@ -184,14 +202,17 @@ def pipeline_class(name: str) -> Any:
     return found
 
 
-def build(folder: PipelineFolder, what: str) -> Any:
+def build(folder: PipelineFolder, place: Path, what: str) -> Any:
     """The pipeline with networks that have shapes and no numbers (torch's ``meta`` device).
+
+    Args:
+        place: where the files of `folder` are read (`staged`).
 
     Raises:
         UserError: a part cannot be built from its configuration.
     """
     parts = {
-        part: _build_part(folder.path / part, library, name, what)
+        part: _build_part(place / part, folder.path / part, part_class(library, name, what), what)
         for part, (library, name) in folder.parts.items()
     }
     found = pipeline_class(folder.name)
@@ -204,27 +225,82 @@ def build(folder: PipelineFolder, what: str) -> Any:
         ) from error
 
 
-def _build_part(folder: Path, library: str, name: str, what: str) -> Any:
+def part_class(library: str, name: str, what: str) -> type:
+    """The class of a part.
+
+    Raises:
+        UserError: there is none of that name, or one that diffusers loads in no pipeline.
+    """
+    import diffusers
+    import transformers
+
+    kinds = (
+        diffusers.ModelMixin,
+        diffusers.SchedulerMixin,
+        transformers.PreTrainedModel,
+        transformers.PreTrainedTokenizerBase,
+        transformers.FeatureExtractionMixin,
+        transformers.ImageProcessingMixin,
+        transformers.ProcessorMixin,
+    )
+    module = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
+    try:
+        found = getattr(importlib.import_module(module), name)
+    # Whatever an import raises, of a package that the class needs for example.
+    except Exception as error:
+        raise _no_class(library, name, what) from error
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        raise _no_class(library, name, what)
+    return found
+
+
+def _refuse_automatic(kind: type, files: Iterable[Path], what: str) -> None:
+    """Raises `UserError` where a processor would look for its own parts' classes in its folder."""
+    from transformers import ProcessorMixin
+
+    for path in files if issubclass(kind, ProcessorMixin) else ():
+        if path.suffix == ".json" and "auto_map" in read_json(path):
+            raise UserError(
+                f"The weights of {what!r} bring code of their own, which is not run: {path}."
+            )
+
+
+def _no_class(library: str, name: str, what: str) -> UserError:
+    return UserError(
+        f"The pipeline of {what!r} names a {name} of {library}, which cannot be loaded here.",
+        hint="Only networks, schedulers, tokenizers and image processors are loaded. Are diffusers "
+        "and transformers as new as the folder, and is what this class needs installed?",
+    )
+
+
+def is_network(kind: type) -> bool:
+    """Whether a part of that class has weights."""
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    return issubclass(kind, (ModelMixin, PreTrainedModel))
+
+
+def _build_part(place: Path, folder: Path, found: Any, what: str) -> Any:
     import torch
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
 
-    module = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
     try:
-        found = getattr(importlib.import_module(module), name)
         if issubclass(found, ModelMixin):
             with torch.device("meta"):
-                return found.from_config(found.load_config(folder, local_files_only=True))
+                return found.from_config(found.load_config(place, local_files_only=True))
         if issubclass(found, PreTrainedModel):
-            config = found.config_class.from_pretrained(folder, local_files_only=True)
+            config = found.config_class.from_pretrained(place, local_files_only=True)
             with torch.device("meta"):
                 return found(config)
-        return found.from_pretrained(folder, local_files_only=True)
+        return found.from_pretrained(place, local_files_only=True)
     # Whatever the constructors raise for settings that they do not know or that do not fit.
     except Exception as error:
+        reason = str(error).strip().replace(str(place), str(folder)) or "no reason given"
         raise UserError(
             f"{folder.name} of {what!r} cannot be built from {folder}: "
-            f"{type(error).__name__}: {str(error).strip() or 'no reason given'}",
+            f"{type(error).__name__}: {reason}",
             hint="Is the folder whole, and are diffusers and transformers as new as it is?",
         ) from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ ENCODINGS: Mapping[str, tuple[str, ...]] = {
     "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds"),
 }
 """Pipeline to the arguments of its call that ``encode_prompt`` returns, in its order (diffusers
-0.36 to 0.42). Pipelines that are not here are given prompts as text."""
+0.42). Pipelines that are not here are given prompts as text."""
 
 _CACHE_BYTES = 2**28
 
@@ -144,8 +144,12 @@ class PromptReader:
             return self.given[name]
         return self.call[name].default if name in self.call else None
 
-    def excess(self, prompts: Sequence[str]) -> dict[str, list[bool]]:
-        """For each tokenizer, whether each prompt is longer than what is read of it."""
+    def excess(self, prompts: Sequence[str], *, negative: bool = False) -> dict[str, list[bool]]:
+        """For each tokenizer, whether each prompt is longer than what is read of it.
+
+        Args:
+            negative: they are negative prompts, before which no pipeline puts a text of its own.
+        """
         if not prompts:
             return {name: [] for name in self.tokenizers}
         texts = list(prompts)
@@ -153,10 +157,11 @@ class PromptReader:
         if clean is not None:
             texts = clean(texts, clean_caption=bool(self._argument("clean_caption")))
         before = ""
-        if "system_prompt" in self.call:
+        if "system_prompt" in self.call and not negative:
             asked = self._argument("system_prompt")
             before = (self.pipeline.system_prompt if asked is None else asked) + " <Prompt Start> "
-        instruction = "\n".join(self._argument("complex_human_instruction") or ())
+        given = None if negative else self._argument("complex_human_instruction")
+        instruction = "\n".join(given or ())
         found: dict[str, list[bool]] = {}
         for name, tokenizer in self.tokenizers.items():
             limit = self.limits[name]
@@ -173,24 +178,34 @@ class PromptReader:
         return [all(row) for row in zip(*excess, strict=True)] if excess else [False] * len(prompts)
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
-        """What of these prompts is cut off, in sentences."""
-        found = []
-        excess = self.excess(prompts)
+        """What of these prompts, and of the negative one, is cut off, in sentences."""
+        count = len(prompts)
+        found = self._cuts(self.excess(prompts), lambda cut: f"{cut} of {count} prompts are")
+        negative = self.given.get("negative_prompt")
+        if isinstance(negative, str):
+            excess = self.excess([negative], negative=True)
+            found += self._cuts(excess, lambda _: "The negative prompt is")
+        return found
+
+    def _cuts(
+        self, excess: Mapping[str, Sequence[bool]], subject: Callable[[int], str]
+    ) -> list[str]:
+        found: list[str] = []
         if not excess:
             return found
         widest = max(self.limits, key=lambda name: self.limits[name])
         lost = sum(all(row) for row in zip(*excess.values(), strict=True))
         if lost:
             found.append(
-                f"{lost} of {len(prompts)} prompts are longer than the {self.limits[widest]} "
-                "tokens that this model reads; the rest is not seen."
+                f"{subject(lost)} longer than the {self.limits[widest]} tokens that this model "
+                "reads; the rest is not seen."
             )
         narrow = [name for name in excess if self.limits[name] < self.limits[widest]]
         partly = sum(any(row) for row in zip(*(excess[name] for name in narrow), strict=True))
         if partly:
             tokens = min(self.limits[name] for name in narrow)
             found.append(
-                f"{partly} of {len(prompts)} prompts are longer than the {tokens} tokens that "
+                f"{subject(partly)} longer than the {tokens} tokens that "
                 f"{' and '.join(_encoder(name) for name in narrow)} of this model read; what comes "
                 f"behind is left to {_encoder(widest)}."
             )

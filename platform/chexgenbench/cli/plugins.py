@@ -57,7 +57,7 @@ def _group(kind: str) -> typer.Typer:
         parameters = described.pop("parameters")
         files = described.pop("downloads", [])
         for key, value in described.items():
-            if value not in ([], {}, ""):
+            if value not in ([], {}, "", None):
                 print(f"{key}: {_text(value)}")
         print("parameters:" if parameters else "parameters: none")
         for item in parameters:
@@ -76,7 +76,8 @@ def _group(kind: str) -> typer.Typer:
 
             found = _registry(plugin).find(kind, name)
             for download in found.spec.downloads:
-                for path in bring(download, Home.find().cache, Progress()).values():
+                setting = _setting(found.spec, download.source)
+                for path in bring(download, Home.find().cache, Progress(), setting).values():
                     print(path)
             fault = _fault(found)
             if not found.spec.downloads:
@@ -102,11 +103,12 @@ def status(
     from chexgenbench.home import Home
     from chexgenbench.types import Context
     from chexgenbench.workflow.needs import likely_device, model_needs
+    from chexgenbench.workflow.plan import resolve_devices
 
     registry, home = _registry(plugin), Home.find()
-    context = Context(
-        device=likely_device() if device == "auto" else device, home=home.root, cache=home.cache
-    )
+    # To ask torch takes seconds, so it is asked only for what the user named.
+    named = likely_device() if device == "auto" else resolve_devices(device)[0]
+    context = Context(device=named, home=home.root, cache=home.cache)
     chosen = names or sorted(registry.models)
     found = [model_needs(registry.find("models", name), {}, context, dtype) for name in chosen]
     if json:
@@ -152,6 +154,12 @@ def _print_weights(kind: str, found: Any, files: list[dict[str, Any]]) -> None:
         print(f"fetch them: chexgenbench {kind} fetch {found.spec.name}")
     elif fault := _fault(found):
         print(f"weights: {fault.message} {fault.hint or ''}".rstrip())
+
+
+def _setting(spec: Any, source: str) -> str | None:
+    """The parameter that names `source` where the user does not, with its plugin."""
+    fields = spec.parameters.model_fields.items()
+    return next((f"{spec.name}.{name}" for name, info in fields if info.default == source), None)
 
 
 def _fault(found: Any) -> ChexGenBenchError | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
-from chexgenbench.jobs.generate import finish, hold
+from chexgenbench.jobs.generate import finish
 from chexgenbench.jobs.job import (
     DISK_FAULT,
     Job,
@@ -23,6 +23,7 @@ from chexgenbench.jobs.job import (
     write_job,
 )
 from chexgenbench.jobs.manifest import ManifestRow, manifest_tail
+from chexgenbench.jobs.waiting import AGAIN, WORKER, Silence, describe, is_stopped
 from chexgenbench.types import Request
 
 _LOOK_AGAIN = 0.1
@@ -59,15 +60,16 @@ def run_workers(
 ) -> dict[str, ManifestRow]:
     """Makes the images that are not there yet by one process for each of `devices`.
 
-    A worker that dies leaves its batch to the others. Each computes with as many threads as a
-    single process would (the count can change the last bit of an image on a CPU; OMP_NUM_THREADS
-    sets it for all), so that the images are the same for any number of workers.
+    The caller holds the folder (`jobs.generate.hold`). A worker that dies leaves its batch to the
+    others. Each computes with as many threads as a single process would (the count can change the
+    last bit of an image on a CPU; OMP_NUM_THREADS sets it for all), so that the images are the same
+    for any number of workers.
 
     Args:
         devices: one device a worker; the same one may be named several times.
         interpreter: the Python that has the model's packages, and chexgenbench; None is this one.
         advance: told the number of images done, those found there included.
-        say: told a line about a worker that died.
+        say: told a line about a worker that died, and where none makes an image for long.
 
     Returns:
         The whole manifest, in request order.
@@ -80,36 +82,40 @@ def run_workers(
     if not python.is_file():
         raise UserError(f"The interpreter {python} does not exist.")
     wanted = {request.id for request in requests}
-    with hold(folder, say):
-        rows = manifest_tail(folder)
-        done = {row.id for row in rows.new()} & wanted
-        advance(len(done))
-        if done != wanted:
-            write_job(folder, job, requests)
-            workers = []
-            failures: list[ChexGenBenchError] = []
-            try:
-                for number, device in enumerate(devices, start=1):
-                    workers.append(_start(python, folder, number, device, len(devices)))
-                alive = list(workers)
-                while alive:
-                    time.sleep(_LOOK_AGAIN)
-                    ended = [worker for worker in alive if worker.process.poll() is not None]
-                    alive = [worker for worker in alive if worker not in ended]
-                    for worker in ended:
-                        if worker.process.returncode:
-                            failures.append(_failure(folder, worker))
-                            if alive:
-                                say(f"{failures[-1]} ({len(alive)} more at work)")
-                    new = ({row.id for row in rows.new()} & wanted) - done
-                    done |= new
-                    advance(len(new))
-            finally:
-                for worker in workers:
-                    _stop(worker)
-        if done != wanted:
-            raise failures[0] if failures else _unfinished(folder, len(wanted - done))
-        return finish(requests, folder)
+    rows = manifest_tail(folder)
+    done = {row.id for row in rows.new()} & wanted
+    advance(len(done))
+    if done != wanted:
+        write_job(folder, job, requests)
+        workers = []
+        failures: list[ChexGenBenchError] = []
+        try:
+            for number, device in enumerate(devices, start=1):
+                workers.append(_start(python, folder, number, device, len(devices)))
+            alive = list(workers)
+            silence, longest = Silence(), 0.0
+            while alive:
+                time.sleep(_LOOK_AGAIN)
+                ended = [worker for worker in alive if worker.process.poll() is not None]
+                alive = [worker for worker in alive if worker not in ended]
+                for worker in ended:
+                    if worker.process.returncode:
+                        failures.append(_failure(folder, worker))
+                        if alive:
+                            say(f"{failures[-1]} ({len(alive)} more at work)")
+                new = ({row.id for row in rows.new()} & wanted) - done
+                done |= new
+                advance(len(new))
+                if new or ended:
+                    silence, longest = Silence(), max(longest, silence.seconds)
+                elif silence.due():
+                    _tell_of(alive, silence.seconds, longest, say)
+        finally:
+            for worker in workers:
+                _stop(worker)
+    if done != wanted:
+        raise failures[0] if failures else _unfinished(folder, len(wanted - done))
+    return finish(requests, folder)
 
 
 def _start(python: Path, folder: Path, number: int, device: str, workers: int) -> _Worker:
@@ -118,7 +124,7 @@ def _start(python: Path, folder: Path, number: int, device: str, workers: int) -
     if workers > 1:
         # Threads that wait for work give way to those of the other workers.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = [str(python), "-P", "-m", "chexgenbench.jobs.worker", str(folder.resolve())]
+    command = [str(python), "-P", "-m", WORKER, str(folder.resolve())]
     with log_path(folder, number).open("wb") as log:
         process = subprocess.Popen(
             [*command, "--worker", str(number), "--device", device],
@@ -130,6 +136,25 @@ def _start(python: Path, folder: Path, number: int, device: str, workers: int) -
             start_new_session=True,
         )
     return _Worker(number, device, process)
+
+
+def _tell_of(
+    workers: Sequence[_Worker], seconds: float, longest: float, say: Callable[[str], None]
+) -> None:
+    """Says which workers are stopped; else, where a call is far longer than any before, that it is.
+
+    Args:
+        seconds: since the last image.
+        longest: time between two images until now.
+    """
+    stopped = [worker for worker in workers if is_stopped(worker.process.pid)]
+    told = stopped or (workers if seconds > max(AGAIN, 2 * longest) else [])
+    named = ", ".join(f"{worker} ({describe(worker.process.pid)})" for worker in told)
+    if stopped:
+        pids = " ".join(str(worker.process.pid) for worker in stopped)
+        say(f"waiting for {named}; to let it go on: kill -CONT {pids}")
+    elif told:
+        say(f"no image for {seconds:.0f} s; waiting for {named}")
 
 
 def _stop(worker: _Worker) -> None:

@@ -12,16 +12,22 @@ from typing import Any
 from chexgenbench import provenance
 from chexgenbench.executors import ModelSource, run_workers
 from chexgenbench.files import atomic_path, digest, read_json, write_json
-from chexgenbench.jobs.generate import finished, generate
+from chexgenbench.jobs.generate import finished, generate, hold
 from chexgenbench.jobs.job import Job, plain_context
-from chexgenbench.jobs.manifest import ManifestRow, read_calls, read_manifest
+from chexgenbench.jobs.manifest import (
+    ManifestRow,
+    is_whole,
+    read_calls,
+    read_manifest,
+    read_processes,
+)
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Model, ModelSpec, Parameters, Request
 
 IDENTITY = "generation.json"
 SUMMARY = "summary.json"
 
-FORMAT = 2
+FORMAT = 3
 """Changes with the manifest; a generation of another format is made again."""
 
 
@@ -32,12 +38,15 @@ class Summary:
     Attributes:
         seconds: of the model's calls, summed over the workers.
         images_per_second: of one worker.
-        peak_memory: the most bytes that a device (CPU: a process) had in use.
+        peak_memory: bytes that the model took at most, in one process; see
+            `provenance.MemoryMeter`.
         devices: those that made an image, such as ``cuda:1``.
         workers: how many processes made an image.
         threads: that each process computed with on the CPU.
         cut_batches: batches that took several calls because memory was short.
-        hardware: `provenance.hardware` of the machine that made the last image.
+        hardware: `provenance.hardware` of the process that made the last image.
+        versions: `provenance.versions` of the processes that made the images; where they differ,
+            all of a package, such as ``2.4.0, 2.5.1``.
     """
 
     n_images: int
@@ -49,6 +58,7 @@ class Summary:
     threads: int
     cut_batches: int
     hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +83,10 @@ class Generation:
     remarks: Sequence[str] = ()
 
     def made(self) -> int:
-        """How many of the images are there."""
+        """How many of the images are there, as whole files."""
         rows = read_manifest(self.folder)
-        return sum(request.id in rows for request in self.requests)
+        known = [rows[request.id] for request in self.requests if request.id in rows]
+        return sum(is_whole(self.folder / row.path) for row in known)
 
     def seconds_an_image(self) -> float | None:
         """What an image took so far: here, else in the latest generation of this model and device
@@ -113,7 +124,10 @@ class Generation:
     ) -> dict[str, ManifestRow]:
         """Makes what is missing; returns the manifest in request order.
 
+        Another command at work in the folder is waited for.
+
         Args:
+            say: told a line about what is waited for, and about workers that died.
             devices: those to work on, of the kind that the generation was planned for; empty means
                 the planned one.
             workers: processes to share the work, over the devices in turn; None is one a device.
@@ -124,40 +138,30 @@ class Generation:
         Raises:
             UserError, ChexGenBenchError: see `jobs.generate.generate` and `executors.run_workers`.
         """
-        write_json(self.folder / IDENTITY, self.identity)
-        done = finished(self.requests, self.folder)
-        if done is not None and (self.folder / SUMMARY).exists():
-            advance(len(done))
-            return done
-        (self.folder / SUMMARY).unlink(missing_ok=True)
-        places = self._places(devices, workers, say)
-        if len(places) == 1 and interpreter is None:
-            rows = self._here(places[0], advance, say)
-        else:
-            source = source or ModelSource()
-            job = Job(
-                model=self.plugin.text or self.plugin.spec.name,
-                source=self.plugin.source_hash(),
-                plugins=tuple(str(path.resolve()) for path in source.files),
-                plugin_folder=None if source.folder is None else str(source.folder),
-                parameters=self.parameters.model_dump(mode="json"),
-                context=plain_context(self.context),
-                batch_size=self.batch_size,
-                n_requests=len(self.requests),
-            )
-            rows = run_workers(
-                job,
-                self.requests,
-                self.folder,
-                devices=places,
-                interpreter=interpreter,
-                advance=advance,
-                say=say,
-            )
-        self._write_metadata(rows)
-        # The last file of a generation: where it stands nothing is left to do.
-        write_json(self.folder / SUMMARY, asdict(self._summarise(rows)))
-        return rows
+        with hold(self.folder, say):
+            write_json(self.folder / IDENTITY, self.identity)
+            done = finished(self.requests, self.folder)
+            if done is not None and (self.folder / SUMMARY).exists():
+                advance(len(done))
+                return done
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            places = self._places(devices, workers, say)
+            if len(places) == 1 and interpreter is None:
+                rows = self._here(places[0], advance)
+            else:
+                rows = run_workers(
+                    self._job(source or ModelSource()),
+                    self.requests,
+                    self.folder,
+                    devices=places,
+                    interpreter=interpreter,
+                    advance=advance,
+                    say=say,
+                )
+            self._write_metadata(rows)
+            # The last file of a generation: where it stands nothing is left to do.
+            write_json(self.folder / SUMMARY, asdict(self._summarise(rows)))
+            return rows
 
     def summary(self) -> Summary:
         """What making the images took; the generation is finished."""
@@ -175,9 +179,19 @@ class Generation:
             count = 1
         return [known[number % len(known)] for number in range(count)]
 
-    def _here(
-        self, device: str, advance: Callable[[int], None], say: Callable[[str], None]
-    ) -> dict[str, ManifestRow]:
+    def _job(self, source: ModelSource) -> Job:
+        return Job(
+            model=self.plugin.text or self.plugin.spec.name,
+            source=self.plugin.source_hash(),
+            plugins=tuple(str(path.resolve()) for path in source.files),
+            plugin_folder=None if source.folder is None else str(source.folder),
+            parameters=self.parameters.model_dump(mode="json"),
+            context=plain_context(self.context),
+            batch_size=self.batch_size,
+            n_requests=len(self.requests),
+        )
+
+    def _here(self, device: str, advance: Callable[[int], None]) -> dict[str, ManifestRow]:
         context = replace(self.context, device=device)
 
         def load() -> Model:
@@ -191,14 +205,19 @@ class Generation:
             self.folder,
             batch_size=self.batch_size,
             advance=advance,
-            wait=say,
             device=device,
         )
 
     def _summarise(self, rows: Mapping[str, ManifestRow]) -> Summary:
         seconds = sum(row.seconds for row in rows.values())
         devices = sorted({row.device for row in rows.values()})
-        last = max(rows.values(), key=lambda row: row.batch).device if rows else "cpu"
+        processes = read_processes(self.folder)
+        versions: dict[str, set[str]] = {}
+        for process in processes.values():
+            for package, version in process.versions.items():
+                versions.setdefault(package, set()).add(version)
+        in_order = sorted(rows.values(), key=lambda row: row.batch)
+        made = [processes[row.process] for row in in_order if row.process in processes]
         return Summary(
             n_images=len(rows),
             seconds=seconds,
@@ -208,7 +227,8 @@ class Generation:
             workers=len({row.worker for row in rows.values()}),
             threads=provenance.threads(),
             cut_batches=len(read_calls(self.folder)),
-            hardware=provenance.hardware(last),
+            hardware=made[-1].hardware if made else {},
+            versions={package: ", ".join(sorted(each)) for package, each in versions.items()},
         )
 
     def _write_metadata(self, rows: Mapping[str, ManifestRow]) -> None:

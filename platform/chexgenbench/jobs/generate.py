@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import errno
 import gc
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +24,25 @@ from chexgenbench.jobs.manifest import (
     CALLS,
     IMAGES,
     MANIFEST,
+    PROCESSES,
     Appender,
     Cut,
     ManifestRow,
     calls_tail,
     gather,
     is_whole,
+    keep_finest,
     manifest_tail,
     part_name,
+    read_calls,
     read_manifest,
+    read_processes,
     rewrite,
+    this_process,
 )
+from chexgenbench.jobs.waiting import AGAIN
 from chexgenbench.jobs.writer import Call, Writer
-from chexgenbench.provenance import peak_memory
+from chexgenbench.provenance import MemoryMeter
 from chexgenbench.types import Image, Made, Model, Request
 
 if sys.platform != "win32":  # one process makes a generation's images there
@@ -42,6 +50,8 @@ if sys.platform != "win32":  # one process makes a generation's images there
 
 _LOOK_AGAIN = 0.1
 """Seconds between two looks at what the other workers have made."""
+
+_FLAG = re.compile(r"[a-z0-9_]{1,40}")
 
 _NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed")
 
@@ -53,17 +63,15 @@ def generate(
     *,
     batch_size: int,
     advance: Callable[[int], None],
-    wait: Callable[[str], None] = lambda _text: None,
     device: str = "cpu",
 ) -> dict[str, ManifestRow]:
-    """Makes the images that are not there yet, in this process.
+    """Makes the images that are not there yet, in this process; the caller holds the folder.
 
     Args:
         load: makes the model; called only when an image is missing.
-        folder: the generation's folder; another command at work in it is waited for.
+        folder: the generation's folder; see `hold`.
         batch_size: requests a call.
         advance: told the number of images done, those found there included.
-        wait: told a line when another command holds the folder.
         device: what the model runs on.
 
     Returns:
@@ -73,24 +81,29 @@ def generate(
         ChexGenBenchError: the model raised, or returned something other than one valid image a
             request; images of earlier calls stay.
     """
-    with hold(folder, wait):
-        work(load, requests, folder, batch_size=batch_size, advance=advance, device=device)
-        return finish(requests, folder)
+    work(load, requests, folder, batch_size=batch_size, advance=advance, device=device)
+    return finish(requests, folder)
 
 
 @contextmanager
-def hold(folder: Path, wait: Callable[[str], None] = lambda _text: None) -> Iterator[None]:
-    """The folder for this command alone, and in order, whatever was killed in it before."""
+def hold(folder: Path, say: Callable[[str], None] = lambda _text: None) -> Iterator[None]:
+    """The folder for this command alone, and in order, whatever was killed in it before.
+
+    Args:
+        say: told a line while another command, or a worker that it left, is waited for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        wait(f"another process makes these images; waiting for it ({folder.name})")
-        lock.acquire()
+    patience = 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            say(f"another process makes these images; waiting for it ({folder.name})")
+            patience = AGAIN
     try:
         if sys.platform != "win32":
-            wait_for_workers(folder)
+            wait_for_workers(folder, say)
         gather(folder)
         remove_leftovers(folder / IMAGES, ".png")
         yield
@@ -128,7 +141,7 @@ def work(
 
         def look() -> None:
             rows.update((row.id, row) for row in manifest.new())
-            cuts.update((cut.batch, cut.calls) for cut in calls.new())
+            keep_finest(cuts, calls.new())
 
         look()
         notes = stack.enter_context(Appender(folder / part_name(CALLS, worker)))
@@ -150,7 +163,9 @@ def work(
                 if not _missing(batch, rows):
                     advance(len(batch))
                     return True
-            maker = maker or _Maker(load(), batch_size, writer, notes, worker, device)
+            maker = maker or _Maker(
+                load, batch_size, folder, writer, notes, advance, worker, device
+            )
             maker.make(number, batch, cuts.get(number), rows)
             return True
 
@@ -185,7 +200,10 @@ def finish(requests: Sequence[Request], folder: Path) -> dict[str, ManifestRow]:
         for row, same in zip(whole, repeated, strict=True)
     }
     rewrite(folder, MANIFEST, flagged.values())
-    rewrite(folder, CALLS, calls_tail(folder).new())
+    rewrite(folder, CALLS, (Cut(*each) for each in read_calls(folder).items()))
+    made_by = {row.process for row in whole}
+    processes = read_processes(folder)
+    rewrite(folder, PROCESSES, (processes[name] for name in processes if name in made_by))
     remove_leftovers(folder / IMAGES, ".png")
     return flagged
 
@@ -224,7 +242,7 @@ def call_model(
     """
     name = type(model).__name__
     try:
-        made = [_own(image) for image in model.generate(requests)]
+        made = [_own(name, image) for image in model.generate(requests)]
     except ChexGenBenchError:
         raise
     except Exception as error:
@@ -249,6 +267,8 @@ def call_model(
 def free_memory() -> None:
     """Gives back what nothing refers to any more, on the GPU as well."""
     gc.collect()
+    with suppress(AttributeError, TypeError):  # the C library of Linux distributions alone has it
+        ctypes.CDLL(None).malloc_trim(0)
     if "torch" in sys.modules:
         import torch
 
@@ -260,16 +280,26 @@ class _Maker:
 
     def __init__(
         self,
-        model: Model,
+        load: Callable[[], Model],
         batch_size: int,
+        folder: Path,
         writer: Writer,
         notes: Appender,
+        advance: Callable[[int], None],
         worker: int,
         device: str,
     ) -> None:
-        self._model, self._writer, self._notes = model, writer, notes
+        self._writer, self._notes, self._advance = writer, notes, advance
         self._worker, self._device = worker, device
         self._largest = batch_size
+        free_memory()
+        self._memory = MemoryMeter(device)
+        self._model = load()
+        process = this_process(device)
+        with Appender(folder / part_name(PROCESSES, worker)) as processes:
+            processes.add(process)
+            processes.sync()
+        self._process = process.id
 
     def make(
         self,
@@ -284,19 +314,34 @@ class _Maker:
             cut: how the batch was cut before: calls are formed again as they were, so that an image
                 that is made again is the same.
         """
-        calls = list(cut or _pieces(len(batch), self._largest))
+        begun = any(request.id in rows for request in batch)
+        # Images that are there without a cut were made in one call.
+        calls = list(cut or ([len(batch)] if begun else _pieces(len(batch), self._largest)))
         if cut is None and len(calls) > 1:
             self._note(number, calls)
         start = at = 0
         while at < len(calls):
             requests = batch[start : start + calls[at]]
-            if _missing(requests, rows) and not self._call(number, requests):
+            if not _missing(requests, rows):
+                self._advance(len(requests))
+            elif not self._call(number, requests):
                 self._largest = min(self._largest, -(-len(requests) // 2))
-                rest = [piece for count in calls[at:] for piece in _pieces(count, self._largest)]
-                calls[at:] = rest
+                calls[at:] = self._finer(calls[at:], batch[start:], rows)
                 self._note(number, calls)
                 continue
             start, at = start + calls[at], at + 1
+
+    def _finer(
+        self, calls: Sequence[int], requests: Sequence[Request], rows: dict[str, ManifestRow]
+    ) -> list[int]:
+        """The first call cut to what fits now, and the others that have made no image yet."""
+        finer = _pieces(calls[0], self._largest)
+        start = calls[0]
+        for count in calls[1:]:
+            begun = any(request.id in rows for request in requests[start : start + count])
+            finer += [count] if begun else _pieces(count, self._largest)
+            start += count
+        return finer
 
     def _call(self, number: int, requests: Sequence[Request]) -> bool:
         begun = time.perf_counter()
@@ -321,7 +366,8 @@ class _Maker:
                 seconds=seconds,
                 worker=self._worker,
                 device=self._device,
-                memory=peak_memory(self._device),
+                memory=self._memory.taken(),
+                process=self._process,
             )
         )
         return True
@@ -340,7 +386,13 @@ def _pieces(count: int, size: int) -> list[int]:
     return [min(size, count - start) for start in range(0, count, size)]
 
 
-def _own(made: Image | Made) -> tuple[Image, tuple[str, ...]]:
+def _own(model: str, made: Image | Made) -> tuple[Image, tuple[str, ...]]:
     """A copy, which the model cannot change while it waits to be written, and the model's flags."""
     image, flags = (made.image, made.flags) if isinstance(made, Made) else (made, ())
+    named = isinstance(flags, tuple | list) and all(isinstance(flag, str) for flag in flags)
+    if not named or not all(map(_FLAG.fullmatch, flags)):
+        raise ChexGenBenchError(
+            f"{model} returned the flags {flags!r}: a tuple of names is expected, each of at most "
+            "40 small letters, digits and underscores, such as ('truncated',)."
+        )
     return (image.copy() if hasattr(image, "copy") else np.array(image)), tuple(flags)

@@ -1,7 +1,8 @@
 """What a generation's folder says of its images: lines of JSON, appended by one or many processes.
 
 ``manifest.jsonl`` has a line for each image that is there, ``calls.jsonl`` one for each batch that
-was cut into several calls. Each worker process appends to parts of its own (``manifest-2.jsonl``),
+was cut into several calls, ``processes.jsonl`` one for each machine, device and set of packages
+that images were made with. Each worker process appends to parts of its own (``manifest-2.jsonl``),
 so that no line is torn by two writers; `gather` makes one file of them.
 """
 
@@ -15,12 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError
-from chexgenbench.files import atomic_path
+from chexgenbench.files import atomic_path, digest
 from chexgenbench.types import Request
 
 MANIFEST = "manifest.jsonl"
 CALLS = "calls.jsonl"
+PROCESSES = "processes.jsonl"
 IMAGES = "images"
 
 T = TypeVar("T")
@@ -39,7 +42,8 @@ class ManifestRow:
         thumbnail: 16 x 16 grey levels in Base64; see `images.thumbnail`.
         worker: 0 for the process that planned the generation, else the number of the worker.
         device: what its model ran on.
-        memory: the most bytes that the device (CPU: the process) had in use until then.
+        memory: bytes that its model took until then; see `provenance.MemoryMeter`.
+        process: id of the `Process` that made it.
     """
 
     id: str
@@ -58,14 +62,41 @@ class ManifestRow:
     worker: int
     device: str
     memory: int
+    process: str
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How many requests each call of a batch has; a batch without such a line is one call."""
+    """How many requests each call of a batch has; a batch without such a line is one call.
+
+    Of several lines for a batch the one with the most calls holds: who cuts a batch has read the
+    cut before, and splits calls of it that have made nothing.
+    """
 
     batch: int
     calls: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """What images were made with, as the process that made them found it.
+
+    Attributes:
+        id: hashed from the rest, so that processes that were alike share a line.
+        versions: `provenance.versions`; a worker in an environment of its own has its own.
+        hardware: `provenance.hardware`.
+    """
+
+    id: str
+    versions: Mapping[str, str]
+    hardware: Mapping[str, Any]
+
+
+def this_process(device: str) -> Process:
+    """What the images of this process are made with; its model runs on that device."""
+    versions, hardware = provenance.versions(), provenance.hardware(device)
+    name = digest({"versions": versions, "hardware": hardware})[:16]
+    return Process(id=name, versions=versions, hardware=hardware)
 
 
 def image_name(request: Request) -> str:
@@ -88,7 +119,11 @@ class Tail(Generic[T]):
         """
         for path in parts(self._folder, self._name):
             offset, number = self._read.get(path, (0, 0))
-            with path.open("rb") as file:
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:  # another command has just made one file of all parts
+                continue
+            with file:
                 file.seek(offset)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -111,7 +146,7 @@ class Appender:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab")
 
-    def add(self, value: ManifestRow | Cut) -> None:
+    def add(self, value: ManifestRow | Cut | Process) -> None:
         self._file.write(_line(value))
 
     def sync(self) -> None:
@@ -163,7 +198,25 @@ def read_manifest(folder: Path) -> dict[str, ManifestRow]:
 
 def read_calls(folder: Path) -> dict[int, tuple[int, ...]]:
     """Batch to the requests of its calls, of the batches that were cut."""
-    return {cut.batch: cut.calls for cut in calls_tail(folder).new()}
+    calls: dict[int, tuple[int, ...]] = {}
+    keep_finest(calls, calls_tail(folder).new())
+    return calls
+
+
+def keep_finest(calls: dict[int, tuple[int, ...]], cuts: Iterable[Cut]) -> None:
+    """Puts the cuts into `calls` (batch to the requests of its calls), the finest of each batch.
+
+    Workers' parts are read by their number, which is not the order in which they were written.
+    """
+    for cut in cuts:
+        if len(cut.calls) > len(calls.get(cut.batch, ())):
+            calls[cut.batch] = cut.calls
+
+
+def read_processes(folder: Path) -> dict[str, Process]:
+    """Those that made images, by id."""
+    tail = Tail(folder, PROCESSES, lambda values: Process(**values))
+    return {process.id: process for process in tail.new()}
 
 
 def gather(folder: Path) -> None:
@@ -174,11 +227,11 @@ def gather(folder: Path) -> None:
     """
     rows = {key: row for key, row in read_manifest(folder).items() if is_whole(folder / row.path)}
     rewrite(folder, MANIFEST, rows.values())
-    cuts = {cut.batch: cut for cut in calls_tail(folder).new()}
-    rewrite(folder, CALLS, cuts.values())
+    rewrite(folder, CALLS, (Cut(*each) for each in read_calls(folder).items()))
+    rewrite(folder, PROCESSES, read_processes(folder).values())
 
 
-def rewrite(folder: Path, name: str, values: Iterable[ManifestRow | Cut]) -> None:
+def rewrite(folder: Path, name: str, values: Iterable[ManifestRow | Cut | Process]) -> None:
     """Puts these lines in the place of a file and its parts, unless they stand there already."""
     lines = b"".join(map(_line, values))
     whole = folder / name
@@ -195,5 +248,5 @@ def is_whole(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _line(value: ManifestRow | Cut) -> bytes:
+def _line(value: ManifestRow | Cut | Process) -> bytes:
     return json.dumps(asdict(value), sort_keys=True).encode() + b"\n"

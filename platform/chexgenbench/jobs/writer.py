@@ -33,6 +33,7 @@ class Call:
     worker: int
     device: str
     memory: int
+    process: str
 
 
 class Writer:
@@ -120,6 +121,7 @@ class Writer:
                 worker=call.worker,
                 device=call.device,
                 memory=call.memory,
+                process=call.process,
             )
             self._manifest.add(row)
             self._rows[request.id] = row

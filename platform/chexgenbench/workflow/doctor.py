@@ -15,7 +15,7 @@ from chexgenbench.generation import make_requests
 from chexgenbench.registry import Plugin
 from chexgenbench.splits.prompts import check_images
 from chexgenbench.types import Context, EncoderSpec, ModelSpec, Parameters, Request
-from chexgenbench.workflow.needs import Needs, likely_device, memory_of, model_needs
+from chexgenbench.workflow.needs import Needs, likely_device, memory_of, model_needs, whole_text
 from chexgenbench.workflow.plan import (
     Options,
     Plan,
@@ -52,7 +52,7 @@ def examine(options: Options) -> Iterator[Check]:
         for encoder in plan.encoders:
             yield Check(f"encoder {encoder.name}", True, _weights(encoder.identity["weights"]))
     except ChexGenBenchError as error:
-        yield Check("suite", False, _text(error))
+        yield Check("suite", False, whole_text(error))
         yield from _missing_parts(options)
     if plan is not None:
         yield from _models(plan)
@@ -83,10 +83,10 @@ def _models(plan: Plan) -> Iterator[Check]:
         plan_models(plan, failed)
     except ChexGenBenchError as error:
         if not told:
-            yield Check("models", False, _text(error))
+            yield Check("models", False, whole_text(error))
     for name, fault in failed.items():
         if name not in told:
-            yield Check(f"model {name}", False, _text(fault))
+            yield Check(f"model {name}", False, whole_text(fault))
 
 
 def _values(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -139,7 +139,7 @@ def _prompts(
         for remark in remarks:
             yield Check(name, True, remark)
     except ChexGenBenchError as error:
-        yield Check(name, False, _text(error))
+        yield Check(name, False, whole_text(error))
 
 
 def _disk(name: str, wanted: int) -> Check:
@@ -171,7 +171,7 @@ def _machine(options: Options) -> Check:
     try:
         device = resolve_devices(options.device)[0]
     except ChexGenBenchError as error:
-        return Check("device", False, _text(error))
+        return Check("device", False, whole_text(error))
     facts = provenance.hardware(device)
     return Check("device", True, ", ".join(f"{key} {value}" for key, value in facts.items()))
 
@@ -180,7 +180,7 @@ def _folders(options: Options) -> Check:
     try:
         check_folders(options.home)
     except ChexGenBenchError as error:
-        return Check("folders", False, _text(error))
+        return Check("folders", False, whole_text(error))
     free = shutil.disk_usage(options.home.root).free / 1e9
     return Check("folders", True, f"{options.home.root} can be written, {free:.0f} GB free")
 
@@ -203,7 +203,7 @@ def _plugins(options: Options) -> Iterator[Check]:
     try:
         registry = load_plugins(options)
     except ChexGenBenchError as error:
-        yield Check("plugins", False, _text(error))
+        yield Check("plugins", False, whole_text(error))
         return
     counts = (f"{len(registry.of_kind(kind))} {kind}" for kind in ("models", "encoders", "metrics"))
     yield Check("plugins", True, ", ".join(counts))
@@ -275,7 +275,3 @@ def _missing(plugin: Plugin[EncoderSpec], options: Options) -> Iterator[Check]:
 
 def _weights(weights: Mapping[str, str]) -> str:
     return f"{len(weights)} weight files" if weights else "needs no weights"
-
-
-def _text(error: ChexGenBenchError) -> str:
-    return f"{error.message} {error.hint or ''}".strip()

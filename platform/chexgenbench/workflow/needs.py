@@ -10,14 +10,13 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chexgenbench.downloads import PICKLES, locate, size_text
 from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.registry import Plugin, split_model
+from chexgenbench.registry import Plugin, importable, split_model
 from chexgenbench.types import Context, Download, ModelSpec, Parameters
 from chexgenbench.workflow.plan import resolve_dtype, weight_paths
 
@@ -107,7 +106,7 @@ def model_needs(
         try:
             parameters = plugin.parse(values)
         except UserError as error:
-            faults.append(Fault(error.message.rstrip("."), _text(error)))
+            faults.append(Fault(error.message.rstrip("."), whole_text(error)))
     own = getattr(parameters, "dtype", "auto")
     chosen = resolve_dtype(own if own != "auto" else dtype, context.device, spec.gpu_dtype)
     paths: Mapping[str, Path] = {}
@@ -120,7 +119,7 @@ def model_needs(
             paths = weight_paths(plugin, parameters, context)
         except ChexGenBenchError as error:
             to_fetch, more = _downloads(plugin, context)
-            text = _text(error)
+            text = whole_text(error)
             if more and f"fetch {spec.name}" in text:  # the same, in the plugin's words
                 faults.append(Fault(more[0].short, text))
                 faults += more[1:]
@@ -135,7 +134,7 @@ def model_needs(
         text = f"{error.filename} cannot be read: {error.strerror}"
         faults.append(Fault(text, f"{text}."))
     except UserError as error:
-        faults.append(Fault(error.message.rstrip("."), _text(error)))
+        faults.append(Fault(error.message.rstrip("."), whole_text(error)))
     return Needs(
         name=plugin.name,
         licence=spec.licence,
@@ -159,7 +158,7 @@ def _modules(plugin: Plugin[ModelSpec], context: Context) -> list[Fault]:
     own = plugin.spec.environment
     if _environment(plugin, context):
         return []  # its modules are looked for in there, when it runs
-    missing = [name for name in plugin.spec.requires if not _importable(name)]
+    missing = [name for name in plugin.spec.requires if not importable(name)]
     if not missing:
         return []
     names = ", ".join(missing)
@@ -170,13 +169,6 @@ def _modules(plugin: Plugin[ModelSpec], context: Context) -> list[Fault]:
             f"The modules {names} are not installed: pip install {' '.join(missing)}{elsewhere}",
         )
     ]
-
-
-def _importable(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _parameters(plugin: Plugin[ModelSpec], values: Mapping[str, Any]) -> list[Fault]:
@@ -225,7 +217,8 @@ def _downloads(plugin: Plugin[ModelSpec], context: Context) -> tuple[int, list[F
     return size, faults
 
 
-def _text(error: ChexGenBenchError) -> str:
+def whole_text(error: ChexGenBenchError) -> str:
+    """What an error says and what to do, in one line."""
     return f"{error.message} {error.hint or ''}".strip()
 
 
