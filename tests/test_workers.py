@@ -76,7 +76,8 @@ class Batchy(Model):
             raise OSError(28, "No space left on device")
         if fault == "killed" or (fault == "killed once" and not before):
             # Files are written a call behind; some are to be there.
-            while not any(p.stat().st_size for p in folder.parent.glob("*/*/manifest-*.jsonl")):
+            bench = Path(self.parameters.folder).parent
+            while not any(p.stat().st_size for p in bench.glob("*/*/manifest-*.jsonl")):
                 time.sleep(0.01)
             print("about to die", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
