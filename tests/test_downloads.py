@@ -599,7 +599,6 @@ def test_a_hub_that_cannot_be_reached(
     assert f"The hub ({endpoint}) cannot be reached" in failed.err
     assert "HF_ENDPOINT" in failed.err
     assert str(tmp_path / "hub") in failed.err
-    assert failed.seconds < 20  # the hub's client by itself tries for longer
 
 
 @pytest.fixture
