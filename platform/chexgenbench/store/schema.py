@@ -120,7 +120,12 @@ TABLES: dict[str, Table] = {
             ("images_per_second", "DOUBLE", "Images a second of a worker's calls."),
             ("workers", "BIGINT", "Processes that generated."),
             ("threads", "BIGINT", "Threads of each of them."),
-            ("peak_memory", "BIGINT", "Largest memory of a generating process or device, bytes."),
+            (
+                "peak_memory",
+                "BIGINT",
+                "Most bytes that the model took in a process: tensors on a GPU, else the rise of "
+                "its memory, first imports included.",
+            ),
             ("n_cut_batches", "BIGINT", "Batches that were cut because memory ran out."),
             ("remarks", "VARCHAR", "What was noticed about the model and its prompts, as JSON."),
             ("created_at", "TIMESTAMP NOT NULL", "When the run began (UTC)."),
