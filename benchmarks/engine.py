@@ -32,6 +32,7 @@ from chexgenbench.jobs.generate import generate, hold
 from chexgenbench.registry import Plugin, load_registry
 from chexgenbench.splits.csv_file import read_csv
 from chexgenbench.types import Context, Request
+from chexgenbench_plugins.pipelines import native_size
 
 DEMO = ROOT / "MIMIC_Splits" / "demo" / "DEMO_ANNOTATIONS_TEST.csv"
 
@@ -122,7 +123,7 @@ def bare(model: Any, requests: Sequence[Request], batch_size: int) -> None:
         call = dict(model.call)
         if isinstance(call.get("negative_prompt"), str):
             call["negative_prompt"] = [call["negative_prompt"]] * len(batch)
-        size = model.parameters.size
+        size = model.parameters.size or native_size(model.pipeline)
         with torch.inference_mode():
             model.pipeline(
                 prompt=[request.prompt for request in batch],

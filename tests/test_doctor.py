@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from chexgenbench.errors import UserError
-from chexgenbench.workflow.needs import memory_of, safetensors_memory, weight_memory
+from chexgenbench.provenance import total_memory
+from chexgenbench.workflow.needs import safetensors_memory, weight_memory
 from desk import Desk
 
 HALF = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -235,7 +236,7 @@ def test_doctor_says_all_of_a_model(desk: Desk, plugins: tuple[str, str]) -> Non
 
 
 def test_doctor_compares_with_the_memory_there_is(desk: Desk, plugins: tuple[str, str]) -> None:
-    fits_alone = int(memory_of("cpu") * 0.6) // 4
+    fits_alone = int(total_memory("cpu") * 0.6) // 4
     for part in ("unet", "vae"):
         weights(desk.home / "weights" / part / "a.safetensors", fits_alone)
     options = (*plugins, "--device", "cpu", "--model", "mine")

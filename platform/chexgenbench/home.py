@@ -54,16 +54,17 @@ class Home:
     def features(self) -> Path:
         return self.cache / "features"
 
-    def interpreter(self, environment: str | None) -> Path | None:
-        """The Python of an environment of its own in the cache; None where it is not there."""
-        if environment is None:
-            return None
-        path = self.cache / "environments" / environment / "bin" / "python"
-        return path if path.is_file() else None
-
     def shown(self, path: Path) -> str:
         """`path` as the user would type it: relative to the current folder where it lies below."""
         try:
             return str(path.resolve().relative_to(Path.cwd()))
         except ValueError:
             return str(path)
+
+
+def interpreter(cache: Path, environment: str | None) -> Path | None:
+    """The Python of an environment of its own in the cache; None where it is not there."""
+    if environment is None:
+        return None
+    path = cache / "environments" / environment / "bin" / "python"
+    return path if path.is_file() else None

@@ -275,7 +275,7 @@ class PipelineModel(Model):
 
         size = requests[0].size or self.parameters.size
         _check_size(self.pipeline, size, self.call, self.name)
-        size = size or _native_size(self.pipeline)
+        size = size or native_size(self.pipeline)
         prompts = [request.prompt for request in requests]
         call = dict(self.call)
         # Layers that come and go cannot be tensors of inference mode.
@@ -321,7 +321,7 @@ def _denoiser(pipeline: Any) -> Any:
     return getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
 
 
-def _native_size(pipeline: Any) -> int | None:
+def native_size(pipeline: Any) -> int | None:
     """The trained size where the pipeline's own default is another one.
 
     Sana's call says 1024, which a model of 512 would make at 512 and enlarge.

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,13 @@ def test_all_eleven_and_any_pipeline_in_one_command(
     for name in models:
         assert name in done.out
     rows = desk.rows(
-        "select model, model_plugin, n_images, n_flagged, workers, peak_memory, images_per_second "
-        "from runs"
+        "select model, model_plugin, n_images, n_flagged, workers, peak_memory, images_per_second, "
+        "json_extract_string(versions, '$.generation.diffusers') as made_by from runs"
     )
     assert {row["model"]: row["n_images"] for row in rows} == dict.fromkeys(models, "24")
     assert {row["model"]: row["model_plugin"] for row in rows}["short"] == "sd-v1-5"
     assert all(float(row["images_per_second"]) > 0 for row in rows)
+    assert {row["made_by"] for row in rows} == {version("diffusers")}
     assert max(int(row["peak_memory"]) for row in rows) > 1e6
     again = desk.run("run", "--split", "demo", "--limit", 24, *options)
     assert "generate" not in again.err

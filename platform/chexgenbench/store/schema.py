@@ -135,7 +135,12 @@ TABLES: dict[str, Table] = {
             ("caption_type", "VARCHAR NOT NULL", "Kind of text used as the prompt."),
             ("credentialed", "BOOLEAN NOT NULL", "Whether the split needs credentials."),
             ("images_root", "VARCHAR", "Folder of the real images."),
-            ("versions", "VARCHAR NOT NULL", "Versions of the software, as JSON."),
+            (
+                "versions",
+                "VARCHAR NOT NULL",
+                "Versions of the software that scored and, under generation, of the software that "
+                "made the images, as JSON.",
+            ),
             ("weights", "VARCHAR NOT NULL", "Hashes of the weights, as JSON."),
             ("hardware", "VARCHAR NOT NULL", "Machine, as JSON."),
             ("encoders", "VARCHAR NOT NULL", "Encoders with their identities, as JSON."),

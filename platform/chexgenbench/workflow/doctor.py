@@ -15,7 +15,7 @@ from chexgenbench.generation import make_requests
 from chexgenbench.registry import Plugin
 from chexgenbench.splits.prompts import check_images
 from chexgenbench.types import Context, EncoderSpec, ModelSpec, Parameters, Request
-from chexgenbench.workflow.needs import Needs, likely_device, memory_of, model_needs, whole_text
+from chexgenbench.workflow.needs import Needs, likely_device, model_needs, whole_text
 from chexgenbench.workflow.plan import (
     Options,
     Plan,
@@ -158,7 +158,7 @@ def _disk(name: str, wanted: int) -> Check:
 def _memory(needs: Needs, offload: str, device: str) -> Check:
     whole, largest = sum(needs.memory.values()), max(needs.memory.values())
     wanted = {"model": largest, "sequential": 0}.get(offload, whole)
-    present = memory_of(device)
+    present = provenance.total_memory(device)
     kind = "GPU" if device.startswith("cuda") else "main"
     detail = f"weights alone {needs.memory_text()}; {size_text(present)} of {kind} memory"
     if wanted > present:

@@ -16,6 +16,7 @@ from typing import Any
 
 from chexgenbench.downloads import PICKLES, locate, size_text
 from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.home import interpreter
 from chexgenbench.registry import Plugin, importable, split_model
 from chexgenbench.types import Context, Download, ModelSpec, Parameters
 from chexgenbench.workflow.plan import resolve_dtype, weight_paths
@@ -150,8 +151,7 @@ def model_needs(
 
 def _environment(plugin: Plugin[ModelSpec], context: Context) -> str:
     own = plugin.spec.environment
-    there = own is not None and (context.cache / "environments" / own / "bin" / "python").is_file()
-    return own if own is not None and there else ""
+    return own if own is not None and interpreter(context.cache, own) is not None else ""
 
 
 def _modules(plugin: Plugin[ModelSpec], context: Context) -> list[Fault]:
@@ -282,17 +282,6 @@ def safetensors_memory(path: Path, dtype: str) -> int:
         return sum(sizes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no safetensors file: {error}.") from error
-
-
-def memory_of(device: str) -> int:
-    """The bytes of memory that a device has in all."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def likely_device() -> str:

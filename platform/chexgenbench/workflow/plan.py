@@ -25,7 +25,7 @@ from chexgenbench.generation import (
     make_requests,
     plan_generation,
 )
-from chexgenbench.home import Home
+from chexgenbench.home import Home, interpreter
 from chexgenbench.registry import Plugin, Registry, load_registry, split_model
 from chexgenbench.scoring import MetricPlan, subset_masks
 from chexgenbench.splits.prompts import PromptTable, read_prompts
@@ -307,7 +307,7 @@ def _measured(plan: Plan, generation: Generation, say: Callable[[str], None] | N
     plugin, context = generation.plugin, generation.context
     if plan.suite.batch_size != "auto" or plan.suite.exact:
         return generation
-    if plan.options.home.interpreter(plugin.spec.environment) is not None:
+    if interpreter(plan.options.home.cache, plugin.spec.environment) is not None:
         if say is not None:
             say(f"{plugin.name} runs in an environment of its own: its own batch size is taken")
         return generation
@@ -369,7 +369,7 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
     )
     requests = make_requests(plan.prompts, seed=suite.seed, repeats=suite.repeats, size=None)
     weights = hash_weights(plugin, parameters, context, plan.hashes)
-    found = plugin.load(here=options.home.interpreter(plugin.spec.environment) is None)
+    found = plugin.load(here=interpreter(options.home.cache, plugin.spec.environment) is None)
     remarks = plugin.call(
         "cannot check its requests", lambda: tuple(found.check(parameters, context, requests))
     )

@@ -19,6 +19,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.features import Extraction, extract
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.generation import Generation
+from chexgenbench.home import interpreter
 from chexgenbench.images import BadImage
 from chexgenbench.jobs.manifest import ManifestRow
 from chexgenbench.progress import Progress
@@ -296,7 +297,7 @@ def _make(
         say=progress.say,
         devices=plan.devices,
         workers=plan.options.workers,
-        interpreter=plan.options.home.interpreter(generation.plugin.spec.environment),
+        interpreter=interpreter(plan.options.home.cache, generation.plugin.spec.environment),
         source=plugin_source(plan.options),
     )
     if there == total:
@@ -373,6 +374,7 @@ def _run_model(
             "n_cut_batches": summary.cut_batches,
             # Of the machine that made the images, which need not be the one that scores them.
             "hardware": {**summary.hardware, "devices": list(summary.devices)},
+            "versions": {**record.versions, "generation": dict(summary.versions)},
         }
     )
     _evaluate(plan, record, generated, real, outcome, progress)
