@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_read_only_folder(mounted: Path, desk: Desk) -> None:
 
 def test_a_disk_without_room_is_known_before(mounted: Path, desk: Desk) -> None:
     done = desk.run("run", "--model", "noise", "--home", mounted, code=2)
-    assert "GB free" in done.err
+    assert re.search(r"\d MB free and the images need up to 27 MB", done.err)
     assert not list(mounted.rglob("*.png"))
 
 
