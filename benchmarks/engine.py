@@ -222,7 +222,8 @@ def main() -> None:
     text = f"{machine()}; batches of {options.batch_size}.\n\n{table(header, rows)}"
     print(text)
     if options.write:
-        write_between(ROOT / "docs" / "performance.md", "engine", text)
+        part = "small-sana" if options.small_sana else "engine"
+        write_between(ROOT / "docs" / "performance.md", part, text)
 
 
 if __name__ == "__main__":
