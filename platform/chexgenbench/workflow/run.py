@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -289,7 +289,6 @@ def _make(
     plan: Plan, generation: Generation, outcome: Outcome, progress: Progress
 ) -> dict[str, ManifestRow]:
     name = generation.plugin.name
-    outcome.notes.extend(f"{name}: {remark.rstrip('.')}" for remark in generation.remarks)
     there = generation.made()
     total = len(generation.requests)
     work = partial(
@@ -306,14 +305,25 @@ def _make(
         with progress.stage(f"generate {name}", total) as advance:
             rows = work(advance)
         outcome.made += total - there
-    flags = Counter(flag for row in rows.values() for flag in row.flags)
-    if flags:
-        named = ", ".join(f"{count} {flag}" for flag, count in sorted(flags.items()))
-        outcome.notes.append(f"suspect images of {name}: {named}, of {total}")
+    flags = [row.flags for row in rows.values()]
     cut = generation.summary().cut_batches
-    if cut:
-        outcome.notes.append(f"{name}: memory ran out in {cut} batches, which were halved")
+    outcome.notes.extend(_suspicions(name, generation.remarks, flags, cut))
     return rows
+
+
+def _suspicions(
+    name: str, remarks: Sequence[str], flags: Iterable[Iterable[str] | None], cut: int | None
+) -> Iterator[str]:
+    """What was noticed about a model, its prompts and its images."""
+    for remark in remarks:
+        yield f"{name}: {remark.rstrip('.')}"
+    listed = [tuple(each or ()) for each in flags]
+    counts = Counter(flag for each in listed for flag in each)
+    if counts:
+        named = ", ".join(f"{count} {flag}" for flag, count in sorted(counts.items()))
+        yield f"suspect images of {name}: {named}, of {len(listed)}"
+    if cut:
+        yield f"{name}: memory ran out in {cut} batches, which were halved"
 
 
 def _run_model(
@@ -430,6 +440,8 @@ def _reuse(plan: Plan, record: RunRecord, outcome: Outcome) -> bool:
     settle(plan.options.home, store, record.run_id)
     scores = read_table(folder, "scores", known).to_pandas()
     export_run(plan.options.home.results, known, scores)
+    flags = read_table(folder, "images", known).column("flags").to_pylist()
+    outcome.notes.extend(_suspicions(known.model, known.remarks, flags, known.n_cut_batches))
     outcome.reused.append(record.run_id)
     return True
 
