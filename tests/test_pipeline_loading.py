@@ -19,6 +19,7 @@ from chexgenbench.errors import UserError
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Made, Model, Request
 from chexgenbench_plugins.pipelines import prompts as prompts_module
+from chexgenbench_plugins.pipelines.faster import compiled_only
 
 REQUESTS = [
     Request(id=f"s{i}", prompt_id=f"s{i}", prompt=prompt, seed=i)
@@ -558,6 +559,84 @@ def test_offload_is_no_part_of_the_identity_and_said_to_be_idle(home: Path) -> N
     assert found.parse(values).identity() == found.parse(SD).identity()
     assert check(home, "sd-v1-5", values) == ["offload=model has no effect without a GPU."]
     assert np.array_equal(pixels(load(home, "sd-v1-5", values)), pixels(load(home, "sd-v1-5", SD)))
+
+
+def test_a_compiled_network_makes_the_same_images_whatever_went_before(
+    home: Path, tmp_path: Path
+) -> None:
+    folder = tiny.save("pixart-sigma", tmp_path / "pixart")
+    values = {"weights": str(folder), "steps": 2, "use_resolution_binning": False}
+    found = load_registry().models["pixart-sigma"]
+    eager = pixels(load(home, "pixart-sigma", values))
+    compiled = {**values, "compile": True}
+    model = load(home, "pixart-sigma", compiled)
+    many = pixels(model)
+    alone = [np.asarray(next(iter(model.generate([r]))).image) for r in REQUESTS]  # type: ignore[union-attr]
+    assert np.abs(many - eager).max() <= 1 / 255
+    assert not np.array_equal(many, eager), "nothing was compiled"
+    torch._dynamo.reset()
+    other = load(home, "pixart-sigma", compiled)
+    for request, image in zip(REQUESTS, alone, strict=True):
+        assert np.array_equal(np.asarray(next(iter(other.generate([request]))).image), image)  # type: ignore[union-attr]
+    assert np.array_equal(pixels(other), many)
+    assert found.parse(compiled).identity() != found.parse(values).identity()
+    assert "compile" not in found.parse(values).identity()
+
+
+def test_what_could_not_be_compiled_is_said_before(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="offload=sequential"):
+        check(home, "sd-v1-5", {**SD, "compile": True, "offload": "sequential"})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    from torch._inductor import config, cpp_builder
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler") as caught:
+        check(home, "sd-v1-5", {**SD, "compile": True})
+    assert "compile=false" in str(caught.value.hint)
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+def test_a_network_that_would_be_compiled_too_often_raises(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch would go on uncompiled, and the images would depend on which sizes went before."""
+    import torch._dynamo as dynamo
+
+    linear = torch.nn.Linear(2, 2)
+    linear.compile(dynamic=False, backend="eager")
+    with compiled_only(), dynamo.config.patch(recompile_limit=2):
+        linear(torch.ones(1, 2))
+        linear(torch.ones(2, 2))
+        with pytest.raises(dynamo.exc.FailOnRecompileLimitHit):
+            linear(torch.ones(3, 2))
+
+
+def test_another_attention_reaches_the_layers_or_is_refused(home: Path, tmp_path: Path) -> None:
+    name = f"diffusers:{tiny.save('flux', tmp_path / 'flux')}"
+    values: dict[str, Any] = {"num_inference_steps": 2}
+    other = {**values, "attention": "_native_math"}
+    first, second = (load(home, name, each) for each in (values, other))
+    chosen = {
+        str(module.processor._attention_backend.value)
+        for module in second.pipeline.transformer.modules()  # type: ignore[attr-defined]
+        if hasattr(module, "processor")
+    }
+    assert chosen == {"_native_math"}
+    assert np.abs(pixels(first) - pixels(second)).max() <= 1 / 255
+    found = load_registry().find("models", name)
+    assert found.parse(values).identity() != found.parse(other).identity()
+    for backend, message in (
+        ("flesh", "no attention of model"),
+        ("flash_hub", "no attention of model"),
+        ("flash", "cannot be used here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(home, name, {**values, "attention": backend})
+    with pytest.raises(UserError, match="No layer of UNet2DConditionModel"):
+        check(home, "sd-v1-5", {**SD, "attention": "flash"})
 
 
 def test_a_tokenizer_as_sentencepiece_alone_is_read(home: Path, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ COMMON = {
     "scheduler",
     "dtype",
     "offload",
+    "compile",
+    "attention",
     "steps",
     "guidance",
     "negative_prompt",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from pydantic import Field
 from chexgenbench import Context, Location, Model, Parameters, Request, UserError
 from chexgenbench.errors import unknown_name
 from chexgenbench.types import Download, Image, Made
+from chexgenbench_plugins.pipelines.faster import compiled_only, require_compiler, set_attention
 from chexgenbench_plugins.pipelines.folder import (
     PipelineFolder,
     build,
@@ -79,6 +81,17 @@ class LoadParameters(Parameters):
         description="The sampler: a scheduler class of diffusers that can stand for the "
         "pipeline's own.",
     )
+    compile: bool = Field(
+        False,
+        description="Compiles the denoising network: a minute for each batch size, and faster "
+        "afterwards. Needs a C++ compiler, and on a GPU Triton.",
+    )
+    attention: str | None = Field(
+        None,
+        pattern="^[a-z0-9_]+$",
+        description="How attention is computed: a backend of diffusers, such as flash or "
+        "_native_cudnn; by default what PyTorch chooses.",
+    )
     # What it comes to is in the context, and counts there.
     dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], Location()] = Field(
         "auto", description="Precision; auto is what --dtype says."
@@ -97,6 +110,10 @@ class LoadParameters(Parameters):
         found = super().identity()
         if self.lora is None:
             del found["lora_scale"]
+        # Only what differs from the eager network counts, so that images made before stand.
+        for name in ("compile", "attention"):
+            if not found[name]:
+                del found[name]
         return found
 
 
@@ -212,6 +229,10 @@ class PipelineModel(Model):
             _set_scheduler(pipeline, parameters.scheduler, cls.name)
         if arguments.get("clean_caption"):
             _require_cleaning(cls.name)
+        if parameters.attention is not None:
+            set_attention(_denoiser(pipeline), parameters.attention, cls.name)
+        if parameters.compile:
+            require_compiler(parameters.offload, context.device, cls.name)
         remarks = PromptReader(pipeline, arguments).remarks(
             list(dict.fromkeys(request.prompt for request in requests))
         )
@@ -241,6 +262,12 @@ class PipelineModel(Model):
             self.pipeline.enable_sequential_cpu_offload(device=context.device)
         else:
             self.pipeline.to(context.device)
+        if parameters.attention is not None:
+            set_attention(_denoiser(self.pipeline), parameters.attention, self.name)
+        if parameters.compile:
+            # Each shape by itself: a kernel for any shape would come with the second one, so that
+            # an image would depend on which batches had gone before.
+            _denoiser(self.pipeline).compile(dynamic=False)
         self.call = self.arguments(parameters)
         self.reader = PromptReader(self.pipeline, self.call)
         known = type(self.pipeline).__name__ in ENCODINGS
@@ -280,7 +307,7 @@ class PipelineModel(Model):
         call = dict(self.call)
         # Layers that come and go cannot be tensors of inference mode.
         still = torch.no_grad if self.parameters.offload == "sequential" else torch.inference_mode
-        with still():
+        with still(), compiled_only() if self.parameters.compile else nullcontext():
             if self.encoder is not None:
                 call |= self.encoder.arguments(prompts)
             else:
