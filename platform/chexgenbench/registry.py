@@ -39,6 +39,7 @@ from chexgenbench.types import (
     Spec,
     Split,
     SplitSpec,
+    TaskMetric,
 )
 
 BUILT_IN = "chexgenbench_plugins"
@@ -52,7 +53,7 @@ _SPECS: dict[str, type[Spec]] = {
 _BASES: dict[type[Spec], tuple[type, ...]] = {
     ModelSpec: (Model,),
     EncoderSpec: (Encoder,),
-    MetricSpec: (SetMetric, SampleMetric),
+    MetricSpec: (SetMetric, SampleMetric, TaskMetric),
     SplitSpec: (Split,),
 }
 

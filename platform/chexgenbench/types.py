@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from chexgenbench.files import digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -413,6 +416,246 @@ class SampleMetric(ABC):
         """Score name to float64 [n]."""
 
 
+# --- task metrics ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageNeed:
+    """A set of images that a task metric works on.
+
+    Attributes:
+        side: ``test``, the rows whose prompts the run answers and whose real images were held out,
+            or ``training``, the rows of the split's training table.
+        source: ``real`` images of those rows, or images that the ``model`` makes for their prompts.
+        prompts: rows at most, chosen by a hash of the run's seed and the row's id, so that a larger
+            number keeps the rows of a smaller one; None: all.
+        repeats: images of a prompt, each from a seed of its own; 1 for real ones.
+    """
+
+    side: Literal["test", "training"]
+    source: Literal["real", "model"]
+    prompts: int | None = None
+    repeats: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the store calls the set, such as ``training-2000x10``."""
+        count = "all" if self.prompts is None else self.prompts
+        made = f"x{self.repeats}" if self.source == "model" else "-real"
+        return f"{self.side}-{count}{made}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """The images of an `ImageNeed` in canonical order, unreadable ones left out.
+
+    Attributes:
+        need: what was asked for.
+        prompts: the rows of the split that were chosen.
+        rows: int64 [n], the row of `prompts` that each image belongs to or answers.
+        repeats: int64 [n], 0 for the first image of a prompt.
+        ids: name of each image, the row's ``prompt_id`` for a real one.
+        keys: SHA-256 of each image file.
+        paths: where each image lies; `chexgenbench.images.read_image` reads it.
+        outputs: the outputs of the encoder that the metric is taken on, float32 [n, width] each;
+            empty where it takes none.
+    """
+
+    need: ImageNeed
+    prompts: PromptTable
+    rows: NDArray[np.int64]
+    repeats: NDArray[np.int64]
+    ids: tuple[str, ...]
+    keys: tuple[str, ...]
+    paths: tuple[Path, ...]
+    outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        return self.outputs["features"]
+
+    @property
+    def patients(self) -> NDArray[np.str_]:
+        """The patient [n] of each image, for ``groups``; a row without one is one of its own."""
+        import numpy as np
+
+        table = self.prompts.table
+        alone = (self.need.side + " row ") + table["prompt_id"].astype(str)
+        known = table["patient_id"].notna()
+        names = ("patient " + table["patient_id"].astype(str)).where(known, alone)
+        chosen: NDArray[np.str_] = names.to_numpy(dtype=np.str_)[self.rows]
+        return chosen
+
+    @property
+    def labels(self) -> NDArray[np.float64]:
+        """The findings [n, 14] of each image's row: 1, 0, -1 for uncertain, NaN not mentioned."""
+        import numpy as np
+
+        values: NDArray[np.float64] = self.prompts.table[list(FINDINGS)].to_numpy(np.float64)
+        return values[self.rows]
+
+    def take(self, index: NDArray[np.int64]) -> ImageSet:
+        """The images at those positions, in that order."""
+        chosen = index.tolist()
+        return replace(
+            self,
+            rows=self.rows[index],
+            repeats=self.repeats[index],
+            ids=tuple(self.ids[i] for i in chosen),
+            keys=tuple(self.keys[i] for i in chosen),
+            paths=tuple(self.paths[i] for i in chosen),
+            outputs={name: values[index] for name, values in self.outputs.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What a task metric is given to work with.
+
+    Attributes:
+        sets: the images that it asked for, by the names it gave them.
+        encoder: the encoder whose outputs the sets hold; empty where the metric takes none.
+        model: what results call the model, for messages.
+        seed: of the run.
+        folder: for checkpoints and intermediate results, see `part`; shared by all runs.
+        context: device, dtype and places.
+        stage: ``with task.stage("train resnet50", 20, "epochs") as advance: advance(1)``.
+        say: shows a line.
+    """
+
+    sets: Mapping[str, ImageSet]
+    encoder: str
+    model: str
+    seed: int
+    folder: Path
+    context: Context
+    stage: Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+    say: Callable[[str], None]
+
+    def part(self, *facts: object) -> Path:
+        """A folder for a part of the work that depends on `facts` alone (JSON values), such as a
+        classifier trained on given images: equal facts find what was done, also in another run and
+        after a kill. Name in them all that the part depends on; the plugin's code and version are
+        added."""
+        folder = self.folder / digest(list(facts))[:24]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """One number of a task metric.
+
+    Attributes:
+        name: of a declared `ScoreSpec`.
+        variant: what tells several of that name apart, such as the training regime: the store then
+            calls it ``NAME_VARIANT``.
+        subset: ``overall``, a finding, or ``macro`` for a mean over the findings.
+        estimate: the value and its interval, or why there is none.
+        control: what the same procedure says where there is nothing to find (stored as ``floor``).
+        excess: the value less its control with a paired interval, where it has a control.
+        n_real, n_fake: real and generated images that it was taken from.
+    """
+
+    name: str
+    estimate: Estimate | str
+    variant: str = ""
+    subset: str = "overall"
+    control: float | None = None
+    excess: Estimate | None = None
+    n_real: int = 0
+    n_fake: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageValues:
+    """A value for each image of a set, for SQL and for the filters of an export.
+
+    Attributes:
+        name: such as ``nearest_training_distance``; ``near_copy`` is 1 for an image that must not
+            leave (exports refuse it), else 0.
+        images: the name of the set.
+        values: float64 [n].
+    """
+
+    name: str
+    images: str
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImagePairs:
+    """Pairs of images that a person should see side by side, the most telling first.
+
+    Attributes:
+        kind: such as ``nearest_training`` or ``same_patient``.
+        images, others: names of the sets of the two sides.
+        at, others_at: int64 [k], positions in them.
+        values: float64 [k], a distance or score.
+        flagged: bool [k], whether the pair is taken for a copy or for one patient.
+    """
+
+    kind: str
+    images: str
+    others: str
+    at: NDArray[np.int64]
+    others_at: NDArray[np.int64]
+    values: NDArray[np.float64]
+    flagged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskResult:
+    """What a task metric found. ``notes`` are shown after the run, a sentence each."""
+
+    scores: Sequence[TaskScore]
+    values: Sequence[ImageValues] = ()
+    pairs: Sequence[ImagePairs] = ()
+    notes: Sequence[str] = ()
+
+
+class TaskMetric(ABC):
+    """Trains or runs something on sets of images: a classifier, an attack, a search for copies."""
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    @classmethod
+    @abstractmethod
+    def needs(cls, parameters: Any) -> Mapping[str, ImageNeed]:
+        """The sets of images that it works on, by names of its own choice.
+
+        Equal needs of several metrics are one set, made, decoded and encoded once.
+        """
+
+    @classmethod
+    def weights(cls, parameters: Any, context: Context) -> Sequence[Path] | Mapping[str, Path]:
+        """The files whose content decides the scores; see `Model.weights`."""
+        return ()
+
+    @classmethod
+    def check(
+        cls, parameters: Any, context: Context, tables: Mapping[str, PromptTable]
+    ) -> Sequence[str]:
+        """Looks at the rows of each set before anything expensive; returns remarks, as sentences.
+
+        Raise `UserError` where the metric cannot be taken, such as no row with a patient.
+        """
+        return ()
+
+    @abstractmethod
+    def run(self, task: Task) -> TaskResult:
+        """Does the work. Raise `NotApplicable` where the data do not allow it.
+
+        It depends on the sets, the parameters and the seed alone, and goes on after a kill from
+        what it left in `Task.part`.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpec:
     """One number of a metric: its name in the store, its direction and its range."""
@@ -429,9 +672,10 @@ class MetricSpec:
     """Describes a metric.
 
     Attributes:
-        metric: ``set`` (a `SetMetric`) or ``sample`` (a `SampleMetric`).
+        metric: ``set`` (a `SetMetric`), ``sample`` (a `SampleMetric`) or ``task`` (a `TaskMetric`).
         scores: the numbers it reports.
-        output: the encoder output it reads; encoders without it are not asked.
+        output: the encoder output it reads; encoders without it are not asked. None: it reads the
+            images themselves, and is taken once (a task metric only).
         text: it needs text features, so only encoders with a text side are asked.
         floor: whether real images can take the place of generated ones, so that the platform
             reports what the metric says of real against real at the same sizes.
@@ -442,10 +686,10 @@ class MetricSpec:
 
     name: str
     summary: str
-    load: str | type[SetMetric] | type[SampleMetric]
-    metric: Literal["set", "sample"]
+    load: str | type[SetMetric] | type[SampleMetric] | type[TaskMetric]
+    metric: Literal["set", "sample", "task"]
     scores: tuple[ScoreSpec, ...]
-    output: str = "features"
+    output: str | None = "features"
     text: bool = False
     floor: bool = False
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
