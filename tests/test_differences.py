@@ -62,8 +62,8 @@ def save(home: Home, run: RunRecord, made: list[Score]) -> pd.DataFrame:
         "scores": pd.DataFrame(rows).assign(**facts, extra_info="", created_at=run.created_at),
         "influences": influence_table(run.run_id, made),
     }
-    for name in ("prompts", "images", "sample_scores", "differences"):
-        tables[name] = SCHEMAS[name].empty_table()
+    for name in SCHEMAS:
+        tables.setdefault(name, SCHEMAS[name].empty_table())
     write_run(home.runs / run.run_id, run, tables)
     store = Store(home.store)
     store.ingest([home.runs / run.run_id])

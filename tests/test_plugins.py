@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from chexgenbench.registry import KINDS, _source_hash, describe, load_registry
 from chexgenbench.types import Context, Request
 from chexgenbench.workflow.plan import Options, find_models, parameter_values
 from chexgenbench.workflow.suite import parse_settings, read_suite
+from image_sets import image_set, task
 
 GOOD = """
 import numpy as np
@@ -36,10 +38,25 @@ def plugin(folder: Path, file: str, code: str) -> Path:
     return path
 
 
-def example(kind: str) -> str:
-    """The plugin in a hook's docstring."""
+def example(kind: str, number: int = 0) -> str:
+    """A plugin in a hook's docstring."""
     text = inspect.getdoc(getattr(hookspecs, f"chexgenbench_{kind}")) or ""
-    return inspect.cleandoc(text.split("::\n", 1)[1])
+    block = text.split("::\n")[1 + number]
+    return inspect.cleandoc(re.split(r"\n(?=\S)", block)[0])
+
+
+def test_the_example_of_a_task_metric_is_a_whole_plugin(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "novelty.py", example("metrics", 1))
+    registry = load_registry([path])
+    rng = np.random.default_rng(0)
+    known = image_set(features=rng.normal(size=(30, 4)), side="training")
+    made = image_set(features=known.features[:10] + 0.0, source="model")
+    metric = registry.metrics["novelty"]
+    context = Context(home=tmp_path, cache=tmp_path)
+    found = metric.create(metric.parse({}), context).run(
+        task({"made": made, "known": known}, tmp_path)
+    )
+    assert found.scores[0].estimate.value == 0 and not found.values[0].values.any()
 
 
 def test_the_built_in_ones_are_all_there() -> None:
@@ -74,8 +91,17 @@ def test_the_built_in_ones_are_all_there() -> None:
         "vendi",
         "alignment",
         "frd",
+        "memorisation",
+        "membership",
+        "reidentification",
+        "pixel-distance",
+        "latent-distance",
+        "linear-probe",
+        "classification",
+        "report-generation",
     }
-    assert set(registry.splits) == {"demo", "csv", "mimic-cxr"}
+    assert set(registry.splits) == {"demo", "csv", "mimic-cxr", "exported"}
+    assert set(registry.judges) == {"scores", "vlm"}
     for kind in KINDS:
         for item in registry.of_kind(kind).values():
             described = describe(item.spec)

@@ -1,6 +1,6 @@
 """The hooks of CheXGenBench: the plugin author's manual.
 
-A plugin is a module with any of the four functions below, marked with ``hookimpl``. It is found
+A plugin is a module with any of the five functions below, marked with ``hookimpl``. It is found
 when it lies in a plugins folder, when ``--plugin FILE`` names it, or when an installed package
 declares it::
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from chexgenbench.types import EncoderSpec, MetricSpec, ModelSpec, SplitSpec
+from chexgenbench.types import EncoderSpec, JudgeSpec, MetricSpec, ModelSpec, SplitSpec
 
 GROUP = "chexgenbench"
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -109,6 +109,42 @@ def chexgenbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
                 name="mean-gap", summary="Distance of the feature means", load=MeanGap,
                 metric="set", scores=(ScoreSpec(name="mean_gap", higher_is_better=False),),
             )
+
+    A task metric trains or runs something. It says which sets of images it needs (`ImageNeed`:
+    real or made by the model, of the test or the training side, how many prompts and seeds); the
+    platform makes, decodes and encodes them once for all metrics. A whole plugin::
+
+        import numpy as np
+
+        from chexgenbench import (
+            ImageNeed, ImageValues, MetricSpec, ScoreSpec, TaskMetric, TaskResult, TaskScore,
+            hookimpl,
+        )
+        from chexgenbench.statistics import mean_estimate
+
+        class Novelty(TaskMetric):
+            @classmethod
+            def needs(cls, parameters):
+                return {
+                    "made": ImageNeed(side="test", source="model"),
+                    "known": ImageNeed(side="training", source="real", prompts=500),
+                }
+
+            def run(self, task):
+                made, known = task.sets["made"], task.sets["known"].features
+                apart = np.array([np.linalg.norm(known - x, axis=1).min() for x in made.features])
+                mean = mean_estimate(apart, groups=made.patients)
+                return TaskResult(
+                    scores=[TaskScore(name="novelty", estimate=mean, n_fake=len(made))],
+                    values=[ImageValues(name="novelty", images="made", values=apart)],
+                )
+
+        @hookimpl
+        def chexgenbench_metrics():
+            yield MetricSpec(
+                name="novelty", summary="Distance to the nearest training image", load=Novelty,
+                metric="task", scores=(ScoreSpec(name="novelty", higher_is_better=True),),
+            )
     """
 
 
@@ -131,4 +167,28 @@ def chexgenbench_splits() -> Iterable[SplitSpec]:  # type: ignore[empty-body]
         @hookimpl
         def chexgenbench_splits():
             yield SplitSpec(name="clinic", summary="Our clinic", load=Clinic, credentialed=True)
+    """
+
+
+@hookspec
+def chexgenbench_judges() -> Iterable[JudgeSpec]:  # type: ignore[empty-body]
+    """Judges: what says of what quality the images of an export are.
+
+    A whole plugin; save it as ``contrast.py`` and type ``chexgenbench dataset export RUN OUT
+    --plugin contrast.py --judge contrast``::
+
+        import numpy as np
+
+        from chexgenbench import Judge, JudgeSpec, hookimpl
+        from chexgenbench.images import read_image
+
+        class Contrast(Judge):
+            def judge(self, requests):
+                for request in requests:
+                    grey = np.asarray(read_image(request.path).convert("L"), np.float64)
+                    yield "High Quality" if grey.std() > 40 else "Low Quality"
+
+        @hookimpl
+        def chexgenbench_judges():
+            yield JudgeSpec(name="contrast", summary="Grey levels far apart", load=Contrast)
     """

@@ -30,6 +30,8 @@ from chexgenbench.types import (
     Context,
     Encoder,
     EncoderSpec,
+    Judge,
+    JudgeSpec,
     MetricSpec,
     Model,
     ModelSpec,
@@ -43,22 +45,24 @@ from chexgenbench.types import (
 )
 
 BUILT_IN = "chexgenbench_plugins"
-KINDS = ("models", "encoders", "metrics", "splits")
+KINDS = ("models", "encoders", "metrics", "splits", "judges")
 _SPECS: dict[str, type[Spec]] = {
     "models": ModelSpec,
     "encoders": EncoderSpec,
     "metrics": MetricSpec,
     "splits": SplitSpec,
+    "judges": JudgeSpec,
 }
 _BASES: dict[type[Spec], tuple[type, ...]] = {
     ModelSpec: (Model,),
     EncoderSpec: (Encoder,),
     MetricSpec: (SetMetric, SampleMetric, TaskMetric),
     SplitSpec: (Split,),
+    JudgeSpec: (Judge,),
 }
 
 T = TypeVar("T")
-S = TypeVar("S", ModelSpec, EncoderSpec, MetricSpec, SplitSpec)
+S = TypeVar("S", ModelSpec, EncoderSpec, MetricSpec, SplitSpec, JudgeSpec)
 
 
 @dataclass(frozen=True)
@@ -277,11 +281,12 @@ class Registry:
     encoders: Mapping[str, Plugin[EncoderSpec]]
     metrics: Mapping[str, Plugin[MetricSpec]]
     splits: Mapping[str, Plugin[SplitSpec]]
+    judges: Mapping[str, Plugin[JudgeSpec]]
     problems: Sequence[Problem] = field(default=())
     home: Path = Path()
 
     def of_kind(self, kind: str) -> Mapping[str, Plugin[Any]]:
-        """The plugins of ``models``, ``encoders``, ``metrics`` or ``splits``."""
+        """The plugins of ``models``, ``encoders``, ``metrics``, ``splits`` or ``judges``."""
         plugins: Mapping[str, Plugin[Any]] = getattr(self, kind)
         return plugins
 
@@ -406,8 +411,8 @@ def load_registry(
         if module is not None and not manager.get_hookcallers(module):
             raise UserError(
                 f"The plugin file {path} has no hook.",
-                hint="Mark a function chexgenbench_models (or _encoders, _metrics, _splits) "
-                "with @chexgenbench.hookimpl.",
+                hint="Mark a function chexgenbench_models (or _encoders, _metrics, _splits, "
+                "_judges) with @chexgenbench.hookimpl.",
             )
 
     found: dict[str, dict[str, Plugin[Any]]] = {kind: {} for kind in KINDS}

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from chexgenbench.files import digest
 
@@ -713,6 +713,8 @@ class SplitSource:
         train: CSV of the training side, if there is one.
         images_root: the folder that the image paths of the CSV start from; None means that there
             are no real images, and only metrics that need none can be taken.
+        train_images_root: the same for `train`, where its images lie elsewhere; ``--images-root``
+            then speaks of the test side alone.
         columns: our name (``id, prompt, path, labels, patient, view``) to the CSV's column name,
             where it differs from the published schema.
         materialise: called with a CSV and ids of its rows just before their images are read; a
@@ -722,6 +724,7 @@ class SplitSource:
     test: Path
     train: Path | None = None
     images_root: Path | None = None
+    train_images_root: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     materialise: Callable[[Path, Sequence[str]], None] | None = None
 
@@ -760,4 +763,90 @@ class SplitSpec:
     kind: ClassVar[str] = "split"
 
 
-Spec = ModelSpec | EncoderSpec | MetricSpec | SplitSpec
+# --- judges ---------------------------------------------------------------------------------
+
+QUALITIES: tuple[str, ...] = ("High Quality", "Medium Quality", "Low Quality", "Not Relevant")
+"""What a judge calls an image, the labels of SynthCheX-75K, the best first."""
+
+UNREADABLE = "unreadable"
+"""What an image is called where the judge said none of `QUALITIES`."""
+
+
+class JudgeParameters(Parameters):
+    """Base of a judge's parameters."""
+
+    most_unreadable: float = Field(
+        0.05, ge=0, le=1, description="Share of answers that may be no label; above it, an error."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JudgeRequest:
+    """One generated image to judge.
+
+    Attributes:
+        labels: finding to 1.0 (present), 0.0 (absent), -1.0 (uncertain) or None (not mentioned).
+        features: float32 [d] under the judge's encoder; None where the judge takes no features.
+        text: float32 [d] of the prompt in the same space; None where the encoder has no text side.
+    """
+
+    path: Path
+    prompt: str
+    labels: Mapping[str, float | None] = field(default_factory=dict)
+    features: NDArray[np.float32] | None = None
+    text: NDArray[np.float32] | None = None
+
+
+class Judge(ABC):
+    """Says of what quality generated images are."""
+
+    def __init__(self, parameters: Any, context: Context) -> None:
+        self.parameters = parameters
+        self.context = context
+
+    @classmethod
+    def weights(cls, parameters: Any, context: Context) -> Sequence[Path] | Mapping[str, Path]:
+        """The files whose content decides the answers; see `Model.weights`."""
+        return ()
+
+    def learn(self, real: Sample) -> None:
+        """Takes the real images of the run, called once before `judge`, where `JudgeSpec.features`.
+
+        Raise `UserError` where they are too few.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no features")
+
+    @abstractmethod
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterable[str]:
+        """One of `QUALITIES` a request, in order; anything else counts as `UNREADABLE`.
+
+        An answer depends on its own request (and on `learn`) alone: answers are kept, by the
+        content of image, prompt and labels, and an image is not judged twice.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSpec:
+    """Describes a judge.
+
+    Attributes:
+        features: it reads features that the run left in the cache, of the real and of the generated
+            images, under an encoder of the run (``--judge NAME@ENCODER``).
+        version: change it when the same weights would give other answers.
+
+    The other attributes are those of `ModelSpec`.
+    """
+
+    name: str
+    summary: str
+    load: str | type[Judge]
+    parameters: type[JudgeParameters] = JudgeParameters
+    features: bool = False
+    version: str = "1"
+    licence: str = "not stated"
+    references: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    kind: ClassVar[str] = "judge"
+
+
+Spec = ModelSpec | EncoderSpec | MetricSpec | SplitSpec | JudgeSpec

@@ -110,7 +110,30 @@ def tables(run: RunRecord, fid: float = 1 / 3) -> dict[str, pd.DataFrame]:
         "encoder": "phantom-clip",
         "value": float("nan"),
     }
+    pool_prompt = dict.fromkeys(SCHEMAS["pool_prompts"].names)
+    pool_prompt |= {"run_id": run.run_id, "side": "training", "prompt_id": "p", "prompt": "x"}
+    pool_image = dict.fromkeys(SCHEMAS["pool_images"].names)
+    pool_image |= {
+        "run_id": run.run_id,
+        "pool": "training-1x1",
+        "side": "training",
+        "image_id": "training-1x1/p",
+        "prompt_id": "p",
+        "flags": ["black"],
+    }
+    neighbour = dict.fromkeys(SCHEMAS["neighbours"].names)
+    neighbour |= {
+        "run_id": run.run_id,
+        "plugin": "memorisation",
+        "encoder": "",
+        "kind": "nearest_training",
+        "rank": 1,
+        "flagged": True,
+    }
     return {
+        "pool_prompts": pd.DataFrame([pool_prompt]),
+        "pool_images": pd.DataFrame([pool_image]),
+        "neighbours": pd.DataFrame([neighbour]),
         "scores": pd.DataFrame(scores),
         "prompts": pd.DataFrame([prompt]),
         "images": pd.DataFrame([image]),
@@ -349,19 +372,21 @@ NEW_COLUMNS = {
         "images": ADDED[3]["images"],
         "runs": ("model_plugin", "workers", "threads", "peak_memory", "n_cut_batches", "remarks"),
     },
+    4: {"runs": ("pools",)},
 }
+NEW_TABLES = {2: ("differences",), 4: ("pool_prompts", "pool_images", "neighbours")}
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, version: int) -> None:
     later = range(version + 1, SCHEMA_VERSION + 1)
     with duckdb.connect(str(store.path)) as connection:
         for view in VIEWS:
             connection.execute(f"DROP VIEW {view}")
-        if version < 2:
-            connection.execute("DROP TABLE differences")
         for step in later:
-            for table, columns in NEW_COLUMNS[step].items():
+            for table in NEW_TABLES.get(step, ()):
+                connection.execute(f"DROP TABLE {table}")
+            for table, columns in NEW_COLUMNS.get(step, {}).items():
                 for column in columns:
                     connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("DELETE FROM schema_info WHERE version > ?", [version])
@@ -377,13 +402,11 @@ def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, versi
     folder.mkdir()
     write_record(folder, old)
     for name, table in tables(old).items():
-        if version > 1 or name not in ("differences", "influences"):
-            kept = conform(name, table)
-            gone = [column for step in later for column in ADDED[step].get(name, ())]
-            pq.write_table(
-                kept.select([c for c in kept.column_names if c not in gone]),
-                folder / f"{name}.parquet",
-            )
+        kept = conform(name, table)
+        gone = [column for step in later for column in ADDED[step].get(name, ())]
+        columns = [column for column in kept.column_names if column not in gone]
+        if columns:
+            pq.write_table(kept.select(columns), folder / f"{name}.parquet")
     store.ingest([folder])
     assert store.query("SELECT count(*) AS n FROM scores WHERE run_id = 'old'")[0][0].as_py() == 75
     store.ingest([make(tmp_path / "runs", "new", "young", 9)])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chexgenbench import __version__
-from chexgenbench.cli import convert, plugins, reference, results, run, splits
+from chexgenbench.cli import convert, dataset, plugins, reference, results, run, splits
 from chexgenbench.errors import ChexGenBenchError
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app.command("report")(results.report)
 app.add_typer(results.runs, name="runs")
 app.add_typer(results.store, name="store")
 app.add_typer(reference.app, name="reference")
+app.add_typer(dataset.app, name="dataset")
 for kind, group in plugins.groups.items():
     app.add_typer(group, name=kind)
 splits.add_to(plugins.groups["splits"])

@@ -1,6 +1,6 @@
-"""`models`, `encoders`, `metrics`, `splits`: `list`, `show NAME`; weights also `fetch NAME`.
+"""`models`, `encoders`, `metrics`, `splits`, `judges`: `list`, `show NAME`.
 
-`models status` says what each model needs on this machine.
+Of weights also `fetch NAME`; `models status` says what each model needs on this machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from chexgenbench.errors import ChexGenBenchError
 
-KINDS = ("models", "encoders", "metrics", "splits")
+KINDS = ("models", "encoders", "metrics", "splits", "judges")
 WITH_WEIGHTS = ("models", "encoders")
 Files = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A file with a plugin.", show_default="none")

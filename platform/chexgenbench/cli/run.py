@@ -167,6 +167,14 @@ New = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would run; make no image.", show_default="off")
 ]
+Leakage = Annotated[
+    bool,
+    typer.Option(
+        "--allow-leakage",
+        help="Take privacy and utility although training and test side overlap.",
+        show_default="off",
+    ),
+]
 Credentialed = Annotated[
     bool,
     typer.Option(
@@ -202,6 +210,7 @@ def run(
     allow_pickle: Pickle = False,
     encode_batch_size: EncodeBatch = 32,
     on_bad_image: BadImage = OnBadImage.fail,
+    allow_leakage: Leakage = False,
     extra_info: ExtraInfo = "",
     home: HomeFolder = None,
     new: New = False,
@@ -291,6 +300,7 @@ def evaluate(
     allow_pickle: Pickle = False,
     encode_batch_size: EncodeBatch = 32,
     on_bad_image: BadImage = OnBadImage.fail,
+    allow_leakage: Leakage = False,
     extra_info: ExtraInfo = "",
     home: HomeFolder = None,
     include_credentialed: Credentialed = False,
@@ -391,6 +401,7 @@ def options_of(given: dict[str, Any]) -> Options:
         dtype=given.get("dtype", "auto"),
         workers=given.get("workers"),
         allow_pickle=given.get("allow_pickle", False),
+        allow_leakage=given.get("allow_leakage", False),
         encode_batch_size=given.get("encode_batch_size", 32),
         on_bad_image=given["on_bad_image"].value if given.get("on_bad_image") else "fail",
         extra_info=given.get("extra_info", ""),
@@ -401,20 +412,32 @@ def options_of(given: dict[str, Any]) -> Options:
 
 def _dry_run(options: Options) -> None:
     from chexgenbench.errors import ChexGenBenchError
-    from chexgenbench.workflow.plan import encoded_real, estimate_bytes, make_plan, plan_models
+    from chexgenbench.workflow.plan import (
+        encoded_real,
+        estimate_bytes,
+        make_plan,
+        plan_models,
+        plan_pools,
+    )
 
     plan = make_plan(options)
     failed: dict[str, ChexGenBenchError] = {}
     generations = plan_models(plan, failed)
     print(f"suite {plan.suite.name}, split {plan.split.name}: {len(plan.prompts)} prompts")
-    for item in generations:
+    work = [(item.plugin.name, item) for item in generations]
+    work += [
+        (f"{item.plugin.name}, {name}", pool)
+        for item in generations
+        for name, pool in plan_pools(plan, item).items()
+    ]
+    for name, item in work:
         made, total = item.made(), len(item.requests)
         seconds = item.seconds_an_image()
         time = "unknown" if seconds is None else f"about {seconds * (total - made):.0f} s"
         if made == total:
             time = "nothing to do"
         print(
-            f"  {item.plugin.name}: {made} of {total} images cached; time {time}, "
+            f"  {name}: {made} of {total} images cached; time {time}, "
             f"disk at most {estimate_bytes(item) / 1e6:.0f} MB"
         )
     if plan.reference is not None:
@@ -424,6 +447,11 @@ def _dry_run(options: Options) -> None:
         print(f"  {encoder.name}: {known} of {total} real images encoded")
     names = ", ".join(item.plugin.name for item in plan.metrics)
     print(f"metrics: {names}, over {len(plan.masks)} subsets")
+    for task in plan.tasks:
+        needs = ", ".join(dict.fromkeys(need.name for need in task.needs.values()))
+        print(f"task {task.plugin.name}: on {needs}")
+    for remark in plan.remarks:
+        print(f"Note: {remark}.")
     for name, error in failed.items():
         typer.echo(f"Fails: {name}: {error.message}", err=True)
 

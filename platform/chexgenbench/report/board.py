@@ -29,6 +29,9 @@ class Cell:
     warning_level: int | None
     floor: float | None
     matched: float | None
+    excess: float | None
+    excess_low: float | None
+    excess_high: float | None
     rank: int | None
 
 
@@ -52,7 +55,7 @@ def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
     table = store.query(
         "SELECT s.run_id, s.metric, s.encoder, s.subset, s.value, s.ci_low, s.ci_high, s.n_fake, "
         "s.higher_is_better, s.status, s.reason, s.warning, s.warning_level, s.floor, s.matched, "
-        "b.rank FROM scores AS s LEFT JOIN leaderboard AS b "
+        "s.excess, s.excess_low, s.excess_high, b.rank FROM scores AS s LEFT JOIN leaderboard AS b "
         "USING (run_id, plugin, metric, encoder, subset) "
         "WHERE list_contains(?, s.run_id) ORDER BY s.rowid",
         [list(columns)],
@@ -79,6 +82,19 @@ def interval(cell: Cell) -> str:
     return f"{number(cell.ci_low)} to {number(cell.ci_high)}"
 
 
+def control(cell: Cell) -> str:
+    """What the same procedure found where there is nothing to find, and the excess over it.
+
+    Empty for a score whose floor was taken at other sizes than its value.
+    """
+    if cell.floor is None or cell.matched is None or cell.matched != cell.value:
+        return ""
+    text = f"control {number(cell.floor)}"
+    if cell.excess_low is not None and cell.excess_high is not None:
+        text += f", excess {number(cell.excess_low)} to {number(cell.excess_high)}"
+    return text
+
+
 def board_text(cells: Sequence[Cell]) -> str:
     """The overall scores for the terminal: a line a score and run, the best first.
 
@@ -99,7 +115,7 @@ def board_text(cells: Sequence[Cell]) -> str:
     for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in overall):
         rows = [cell for cell in overall if (cell.metric, cell.encoder) == (metric, encoder)]
         better = "higher" if rows[0].higher_is_better else "lower"
-        notes = [f"{better} is better", *([encoder] if several else [])]
+        notes = [f"{better} is better", *([encoder] if several and encoder else [])]
         heads = [metric, *notes, *[""] * len(rows)]
         ranked = sorted(rows, key=_rank)
         for place in range(max(len(rows), 1 + len(notes))):
@@ -109,12 +125,17 @@ def board_text(cells: Sequence[Cell]) -> str:
                 str(cell.rank or "") if cell else "",
                 cell.column if cell else "",
                 number(cell.value) if cell else "",
-                (interval(cell) or cell.status.replace("ok", "no interval")) if cell else "",
+                _range(cell) if cell else "",
             )
         table.add_section()
     out = io.StringIO()
     Console(file=out, width=80).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _range(cell: Cell) -> str:
+    text = interval(cell) or cell.status.replace("ok", "no interval")
+    return f"{text}\n{control(cell)}" if control(cell) else text
 
 
 def _rank(cell: Cell) -> float:

@@ -11,11 +11,19 @@ from typing import Any
 from chexgenbench.files import write_text
 from chexgenbench.home import Home
 from chexgenbench.images import BadImage, read_image
-from chexgenbench.report.board import Cell, columns_of, interval, number, read_cells
+from chexgenbench.report.board import (
+    Cell,
+    columns_of,
+    control,
+    interval,
+    number,
+    read_cells,
+)
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 
 GALLERY = 16
+PAIRS = 6
 THUMBNAIL = 160
 
 
@@ -51,6 +59,7 @@ def write_report(
         board=_board(cells, models),
         heat=_heat(cells, models),
         gallery=[] if hidden else _gallery(store, home, records),
+        pairs=[] if hidden else _pairs(store, records),
         hidden=hidden,
         records=records,
         notes=sorted({(c.metric, c.subset, c.reason) for c in cells if c.status != "ok"}),
@@ -90,9 +99,8 @@ def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]
                 "width": max(100 * (right - left) / span, 0.5),
             }
             text = number(cell.value)
-            entries.append(
-                {"text": text, "interval": interval(cell), "marks": marks, "rank": cell.rank}
-            )
+            said = "; ".join(filter(None, (interval(cell) or "no interval", control(cell))))
+            entries.append({"text": text, "interval": said, "marks": marks, "rank": cell.rank})
         rows.append(
             {
                 "metric": metric,
@@ -197,6 +205,41 @@ def _gallery(store: Store, home: Home, records: Sequence[dict[str, Any]]) -> lis
             )
         shown.append({"prompt": prompt["prompt"], "real": real, "made": made})
     return shown
+
+
+def _pairs(store: Store, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each run and kind of pair the most telling ones, side by side."""
+    groups: list[dict[str, Any]] = []
+    for record in records:
+        rows = store.query(
+            "SELECT plugin, encoder, kind, rank, value, flagged, path, other_path, other_real, "
+            "other_side FROM neighbours WHERE run_id = ? AND rank <= ? "
+            "ORDER BY plugin, encoder, kind, rank",
+            [record["run_id"], PAIRS],
+        ).to_pylist()
+        for key in dict.fromkeys((row["plugin"], row["encoder"], row["kind"]) for row in rows):
+            chosen = [row for row in rows if (row["plugin"], row["encoder"], row["kind"]) == key]
+            groups.append(
+                {
+                    "model": record["column"],
+                    "plugin": key[0],
+                    "encoder": key[1],
+                    "kind": key[2].replace("_", " "),
+                    "pairs": [
+                        {
+                            "value": number(row["value"]),
+                            "flagged": row["flagged"],
+                            "image": _thumbnail(Path(row["path"])),
+                            "other": _thumbnail(Path(row["other_path"])),
+                            "what": f"{row['other_side']} image"
+                            if row["other_real"]
+                            else "generated image",
+                        }
+                        for row in chosen
+                    ],
+                }
+            )
+    return groups
 
 
 def _thumbnail(path: Path) -> str | None:

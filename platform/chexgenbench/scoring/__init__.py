@@ -1,7 +1,14 @@
 """From features to scores: every metric over every subset, from the same features."""
 
 from chexgenbench.scoring.floor import Floors
-from chexgenbench.scoring.score import MetricPlan, SampleScore, Score, Sides, score
+from chexgenbench.scoring.score import (
+    MetricPlan,
+    SampleScore,
+    Score,
+    Sides,
+    interval_warning,
+    score,
+)
 from chexgenbench.scoring.subsets import MACRO, OVERALL, subset_masks
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "SampleScore",
     "Score",
     "Sides",
+    "interval_warning",
     "score",
     "subset_masks",
 ]

@@ -389,7 +389,7 @@ def _scores(
             row_status = "failed" if row_reason else "ok"
         good = estimate if row_status == "ok" and isinstance(estimate, Estimate) else None
         known = good or _NOTHING
-        level, warning = _warning(good, n_real, n_fake)
+        level, warning = interval_warning(good, n_real, n_fake)
         yield Score(
             metric=declared.name,
             plugin=spec.name,
@@ -412,14 +412,15 @@ def _scores(
         )
 
 
-def _warning(estimate: Estimate | None, n_real: int, n_fake: int) -> tuple[int, str | None]:
+def interval_warning(estimate: Estimate | None, n_real: int, n_fake: int) -> tuple[int, str | None]:
     """The level of `Score.warning_level`, and all that there is to say."""
     if estimate is None:
         return 0, None
     notes: list[tuple[int, str]] = []
     if estimate.warning:
         notes.append((3, estimate.warning))
-    fewest = min(n_real, n_fake) if n_real else n_fake
+    # A score of one side alone says 0 of the other.
+    fewest = min(n_real, n_fake) or max(n_real, n_fake)
     if fewest < FEW:
         notes.append((2, f"n < {FEW}: {fewest} images"))
     if estimate.ci_low is not None and estimate.ci_high is not None:

@@ -14,6 +14,7 @@ import pandas as pd
 from chexgenbench.errors import UserError, unknown_name
 from chexgenbench.files import digest, inside
 from chexgenbench.images import BadImage, read_image
+from chexgenbench.splits.condition import select_rows
 from chexgenbench.splits.csv_file import bad_rows, read_csv
 from chexgenbench.splits.labels import Uncertain, decide_uncertain, parse_labels
 from chexgenbench.types import FINDINGS
@@ -34,9 +35,6 @@ PUBLISHED_COLUMNS: Mapping[str, str] = {
 """Our name of each column that is used, and its name in the published annotation files."""
 
 _OPTIONAL = ("view",)
-
-_PLACE = "__place__"
-"""A column that `PromptTable.select` adds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,44 +108,12 @@ class PromptTable:
             UserError: it is no condition, names a column that is not there, or is not the same
                 twice.
         """
-        import duckdb
-
         known = self.table.drop(columns=["copies"])
         # DuckDB's names have no case: the file's ViewPosition stands, a second "View" does not.
         taken = {name.lower() for name in known.columns}
         more = [name for name in self.others.columns if name.lower() not in taken]
-        frame = pd.concat([known, self.others[more]], axis=1) if more else known.copy()
-        # DuckDB may return rows in another order (a window function does), so each says its place.
-        frame[_PLACE] = np.arange(len(frame))
-        connection = duckdb.connect(config={"enable_external_access": False})
-        try:
-            connection.register("prompts", frame)
-            # On lines of its own, so that a comment in it ends with it.
-            query = (
-                f"SELECT {_PLACE} AS place, coalesce((\n{condition}\n)::BOOLEAN, false) AS chosen "  # noqa: S608
-                "FROM prompts"
-            )
-            if len(connection.extract_statements(query)) != 1:
-                raise UserError(f"The condition {condition!r} is more than one statement.")
-            twice = [connection.execute(query).fetchnumpy() for _ in range(2)]
-        except duckdb.Error as error:
-            # An error of the data, such as a failed cast, quotes the cell: perhaps a patient's.
-            wording = isinstance(error, duckdb.ParserException | duckdb.BinderException)
-            reason = str(error).splitlines()[0] if wording else type(error).__name__
-            raise UserError(
-                f"The condition {condition!r} cannot be used: {reason}",
-                hint=f"Columns: {', '.join(map(str, frame.columns[:-1]))}",
-            ) from None
-        finally:
-            connection.close()
-        masks: list[NDArray[np.bool_]] = [np.zeros(len(self), np.bool_) for _ in twice]
-        for mask, found in zip(masks, twice, strict=True):
-            if not np.array_equal(np.sort(found["place"]), np.arange(len(self))):
-                raise UserError(f"The condition {condition!r} is not one of single rows.")
-            mask[found["place"]] = np.asarray(found["chosen"], np.bool_)
-        if not np.array_equal(masks[0], masks[1]):
-            raise UserError(f"The condition {condition!r} chooses other rows each time.")
-        return masks[0]
+        frame = pd.concat([known, self.others[more]], axis=1) if more else known
+        return select_rows(frame, condition, "prompts")
 
     def patient_codes(self) -> NDArray[np.int64] | None:
         """int64 [n]: equal for rows of one patient; a row without one is a patient of its own.

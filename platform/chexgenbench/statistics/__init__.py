@@ -15,6 +15,24 @@ from chexgenbench.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     from chexgenbench.statistics.averages import alignment, cosine_similarity, mean_estimate
+    from chexgenbench.statistics.classification import (
+        ColumnScores,
+        Undefined,
+        average_precision,
+        by_column,
+        cluster_bootstrap,
+        expected_calibration_error,
+        roc_auc,
+        threshold_metrics,
+        tpr_at_fpr,
+    )
+    from chexgenbench.statistics.copies import (
+        copy_threshold,
+        excess_below,
+        members_excess,
+        rate_estimate,
+        training_share,
+    )
     from chexgenbench.statistics.difference import (
         UnitInfluence,
         holm,
@@ -27,18 +45,27 @@ if TYPE_CHECKING:
     from chexgenbench.statistics.kernel import cmmd, kernel_distance
     from chexgenbench.statistics.likelihood import feature_likelihood_divergence
     from chexgenbench.statistics.manifold import precision_recall_density_coverage
+    from chexgenbench.statistics.neighbours import nearest, nearest_approximate
     from chexgenbench.statistics.novelty import authenticity, ct_score
     from chexgenbench.statistics.radiomic import frechet_radiomics_distance
     from chexgenbench.statistics.vendi import vendi_score
 
 __all__ = [
+    "ColumnScores",
     "Estimate",
+    "Undefined",
     "UnitInfluence",
     "alignment",
     "authenticity",
+    "average_precision",
+    "by_column",
+    "cluster_bootstrap",
     "cmmd",
+    "copy_threshold",
     "cosine_similarity",
     "ct_score",
+    "excess_below",
+    "expected_calibration_error",
     "feature_likelihood_divergence",
     "frechet_distance",
     "frechet_distance_infinite",
@@ -49,18 +76,34 @@ __all__ = [
     "kernel_distance",
     "macro_average",
     "mean_estimate",
+    "members_excess",
+    "nearest",
+    "nearest_approximate",
     "p_value",
     "precision_recall_density_coverage",
+    "rate_estimate",
+    "roc_auc",
+    "threshold_metrics",
+    "tpr_at_fpr",
+    "training_share",
     "vendi_score",
 ]
 
 _MODULES = {
+    "ColumnScores": "classification",
+    "Undefined": "classification",
     "UnitInfluence": "difference",
     "alignment": "averages",
     "authenticity": "novelty",
+    "average_precision": "classification",
+    "by_column": "classification",
+    "cluster_bootstrap": "classification",
     "cmmd": "kernel",
+    "copy_threshold": "copies",
     "cosine_similarity": "averages",
     "ct_score": "novelty",
+    "excess_below": "copies",
+    "expected_calibration_error": "classification",
     "feature_likelihood_divergence": "likelihood",
     "frechet_distance": "frechet",
     "frechet_distance_infinite": "frechet",
@@ -71,8 +114,16 @@ _MODULES = {
     "kernel_distance": "kernel",
     "macro_average": "difference",
     "mean_estimate": "averages",
+    "members_excess": "copies",
+    "nearest": "neighbours",
+    "nearest_approximate": "neighbours",
     "p_value": "difference",
     "precision_recall_density_coverage": "manifold",
+    "rate_estimate": "copies",
+    "roc_auc": "classification",
+    "threshold_metrics": "classification",
+    "tpr_at_fpr": "classification",
+    "training_share": "copies",
     "vendi_score": "vendi",
 }
 

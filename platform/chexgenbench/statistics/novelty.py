@@ -82,18 +82,25 @@ def authenticity(
     centre = np.median(t, axis=0)
     t, x = t - centre, x - centre
     norms = (t**2).sum(axis=1)
-    apart = np.empty(len(t))
-    for rows in blocks(len(t), 2 * len(t)):
-        squares = squared_distances(t[rows], t, norms)
-        squares[patients[rows, None] == patients] = np.inf
-        apart[rows] = squares.min(axis=1)
-    new = np.empty(len(x), dtype=bool)
+    near, slack = np.empty(len(x)), np.empty(len(x))
+    found: list[IntArray] = []
     for rows in blocks(len(x), 2 * len(t)):
         squares = squared_distances(x[rows], t, norms)
-        slack = EDGE * ((x[rows] ** 2).sum(axis=1) + norms[squares.argmin(axis=1)])
-        near = squares.min(axis=1)
-        nearest = squares <= (near + slack)[:, None]
-        new[rows] = np.where(nearest, apart, -np.inf).max(axis=1) < near - slack
+        near[rows] = squares.min(axis=1)
+        slack[rows] = EDGE * ((x[rows] ** 2).sum(axis=1) + norms[squares.argmin(axis=1)])
+        at, of = np.nonzero(squares <= (near[rows] + slack[rows])[:, None])
+        found.append(np.stack([at + rows.start, of]))
+    of_fake, of_train = np.concatenate(found, axis=1)
+    # Of the training rows those alone that are nearest to a generated one.
+    asked, which = np.unique(of_train, return_inverse=True)
+    apart = np.empty(len(asked))
+    for rows in blocks(len(asked), 2 * len(t)):
+        squares = squared_distances(t[asked[rows]], t, norms)
+        squares[patients[asked[rows], None] == patients] = np.inf
+        apart[rows] = squares.min(axis=1)
+    farthest = np.full(len(x), -np.inf)
+    np.maximum.at(farthest, of_fake, apart[which])
+    new = farthest < near - slack
     value = float(new.mean())
     influence = linear(units, (new - value) / len(x))
     if not 0.0 < value < 1.0:

@@ -93,14 +93,14 @@ def _row(record: RunRecord, scores: Sequence[Mapping[str, Any]]) -> Row:
         "Caption Type": record.caption_type,
         "Model": record.model,
         "Run": record.run_id,
-        "Encoder": "; ".join(sorted({str(score["encoder"]) for score in scores})),
+        "Encoder": "; ".join(sorted({str(score["encoder"]) for score in scores} - {""})),
     }
     for score in scores:
         metric, encoder, value = str(score["metric"]), str(score["encoder"]), score["value"]
         name = _PUBLISHED.get((metric, encoder))
         if name is None:
             label = _LABELS.get(metric, metric.replace("_", " ").capitalize())
-            name = f"{label} ({encoder})"
+            name = f"{label} ({encoder})" if encoder else label
         known = score["status"] == "ok" and value is not None and math.isfinite(value)
         digits = 3 if record.protocol == "legacy" else None
         row[name] = _text(float(value), digits) if known else ""

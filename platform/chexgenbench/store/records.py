@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from chexgenbench.types import FINDINGS
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 """The newest `RunRecord.schema_version` that this release reads."""
 
 
@@ -69,6 +69,7 @@ class RunRecord(BaseModel):
     hardware: dict[str, Any] = Field(default_factory=dict)
     encoders: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
+    pools: dict[str, Any] = Field(default_factory=dict)
     commit: str | None = None
 
 
@@ -159,6 +160,50 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         status=_TEXT,
         reason=_TEXT,
     ),
+    "pool_prompts": _schema(
+        run_id=_TEXT,
+        side=_TEXT,
+        prompt_id=_TEXT,
+        prompt=_TEXT,
+        patient_id=_TEXT,
+        view=_TEXT,
+        image_path=_TEXT,
+        line=_INT,
+        **dict.fromkeys(FINDINGS, _REAL),
+    ),
+    "pool_images": _schema(
+        run_id=_TEXT,
+        pool=_TEXT,
+        side=_TEXT,
+        generation_id=_TEXT,
+        image_id=_TEXT,
+        prompt_id=_TEXT,
+        repeat=_INT,
+        seed=_INT,
+        path=_TEXT,
+        sha256=_TEXT,
+        flags=pa.list_(_TEXT),
+        status=_TEXT,
+    ),
+    "neighbours": _schema(
+        run_id=_TEXT,
+        plugin=_TEXT,
+        encoder=_TEXT,
+        kind=_TEXT,
+        rank=_INT,
+        value=_REAL,
+        flagged=pa.bool_(),
+        image_id=_TEXT,
+        prompt_id=_TEXT,
+        pool=_TEXT,
+        path=_TEXT,
+        sha256=_TEXT,
+        other_id=_TEXT,
+        other_side=_TEXT,
+        other_real=pa.bool_(),
+        other_path=_TEXT,
+        other_sha256=_TEXT,
+    ),
 }
 """The tables of a run directory that the store takes in, each in a Parquet file of its name."""
 
@@ -203,6 +248,7 @@ ADDED: Mapping[int, Mapping[str, tuple[str, ...]]] = {
         "influences": tuple(INFLUENCES.names),
     },
     3: {"images": ("batch", "call")},
+    4: {name: tuple(SCHEMAS[name].names) for name in ("pool_prompts", "pool_images", "neighbours")},
 }
 """Record version to the columns that came with it; an older run has none of them."""
 

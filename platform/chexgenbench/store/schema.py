@@ -75,6 +75,11 @@ _SCORE = (
     ("created_at", "TIMESTAMP", "When the run began (UTC)."),
 )
 
+_FINDING_COLUMNS = tuple(
+    (finding, "DOUBLE", f"{finding}: 1 present, 0 absent, -1 uncertain, null not mentioned.")
+    for finding in FINDINGS
+)
+
 TABLES: dict[str, Table] = {
     "schema_info": Table(
         "Schema versions applied to this file; the largest one holds.",
@@ -145,6 +150,11 @@ TABLES: dict[str, Table] = {
             ("hardware", "VARCHAR NOT NULL", "Machine, as JSON."),
             ("encoders", "VARCHAR NOT NULL", "Encoders with their identities, as JSON."),
             ("metrics", "VARCHAR NOT NULL", "Metrics with their parameters, as JSON."),
+            (
+                "pools",
+                "VARCHAR",
+                "Images made beyond the test prompts by the name of their pool, as JSON.",
+            ),
             ("commit", "VARCHAR", "Commit of the project, where known."),
         ),
         ("run_id",),
@@ -171,14 +181,7 @@ TABLES: dict[str, Table] = {
             ("view", "VARCHAR", "Projection, where the split knows it."),
             ("image_path", "VARCHAR", "The real image, relative to the images root."),
             ("line", "BIGINT", "Line of the CSV that the row came from."),
-            *(
-                (
-                    finding,
-                    "DOUBLE",
-                    f"{finding}: 1 present, 0 absent, -1 uncertain, null not mentioned.",
-                )
-                for finding in FINDINGS
-            ),
+            *_FINDING_COLUMNS,
         ),
         ("run_id", "prompt_id"),
     ),
@@ -252,6 +255,64 @@ TABLES: dict[str, Table] = {
             ("value", "DOUBLE", "The score; null where the image was not readable."),
         ),
         ("run_id", "image_id", "metric", "encoder"),
+    ),
+    "pool_prompts": Table(
+        "The rows of the split that images were made for beyond the run's own prompts: of its "
+        "training side, or of its test side with more seeds.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("side", "VARCHAR NOT NULL", "training or test."),
+            ("prompt_id", "VARCHAR NOT NULL", "Row of that side."),
+            ("prompt", "VARCHAR NOT NULL", "The text."),
+            ("patient_id", "VARCHAR", "Patient, where the split knows it."),
+            ("view", "VARCHAR", "Projection, where the split knows it."),
+            ("image_path", "VARCHAR", "The real image, relative to the images root."),
+            ("line", "BIGINT", "Line of the CSV that the row came from."),
+            *_FINDING_COLUMNS,
+        ),
+        ("run_id", "side", "prompt_id"),
+    ),
+    "pool_images": Table(
+        "The images that were made for pool_prompts, for privacy and utility.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("pool", "VARCHAR NOT NULL", "Side, rows and images a row, such as training-2000x10."),
+            ("side", "VARCHAR NOT NULL", "training or test."),
+            ("generation_id", "VARCHAR", "The generation that holds the file."),
+            ("image_id", "VARCHAR NOT NULL", "POOL/IMAGE, as in sample_scores."),
+            ("prompt_id", "VARCHAR NOT NULL", "The prompt it answers, as in pool_prompts."),
+            ("repeat", "BIGINT", "0 for the first image of a prompt."),
+            ("seed", "BIGINT", "Seed of the image."),
+            ("path", "VARCHAR", "The file."),
+            ("sha256", "VARCHAR", "SHA-256 of the file."),
+            ("flags", "VARCHAR[]", "What is suspect about the image, as in images."),
+            ("status", "VARCHAR", "ok, or why the image does not count."),
+        ),
+        ("run_id", "image_id"),
+    ),
+    "neighbours": Table(
+        "Pairs of images that a person should see side by side, such as a generated image and the "
+        "training image nearest to it.",
+        (
+            ("run_id", "VARCHAR NOT NULL", "The run, as in runs."),
+            ("plugin", "VARCHAR NOT NULL", "Metric plugin that found the pair."),
+            ("encoder", "VARCHAR NOT NULL", "Encoder it was found on; empty for none."),
+            ("kind", "VARCHAR NOT NULL", "Such as nearest_training."),
+            ("rank", "BIGINT NOT NULL", "1 for the most telling pair of its kind."),
+            ("value", "DOUBLE", "Distance or score of the pair."),
+            ("flagged", "BOOLEAN", "Whether it is taken for a copy, or for one patient."),
+            ("image_id", "VARCHAR", "The image, as in images or pool_images."),
+            ("prompt_id", "VARCHAR", "The row that it answers."),
+            ("pool", "VARCHAR", "The pool of the image; null for the run's own images."),
+            ("path", "VARCHAR", "Its file."),
+            ("sha256", "VARCHAR", "SHA-256 of it."),
+            ("other_id", "VARCHAR", "The other image: a row of the split, or a generated image."),
+            ("other_side", "VARCHAR", "training or test."),
+            ("other_real", "BOOLEAN", "Whether the other image is a real one."),
+            ("other_path", "VARCHAR", "Its file."),
+            ("other_sha256", "VARCHAR", "SHA-256 of it."),
+        ),
+        ("run_id", "plugin", "encoder", "kind", "rank"),
     ),
     "published": Table(
         "Numbers of the CheXGenBench paper, as published; not comparable with other splits.",
@@ -520,7 +581,18 @@ def _add(connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[st
         )
 
 
-MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [_create, _widen, _engine]
+def _pools(connection: duckdb.DuckDBPyConnection) -> None:
+    """Version 4: images beyond the test prompts, and pairs of images."""
+    _create(connection)
+    _add(connection, "runs", ("pools",))
+
+
+MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [
+    _create,
+    _widen,
+    _engine,
+    _pools,
+]
 """The step at index i leads from schema version i to i + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -37,6 +37,7 @@ _JSON = (
     "hardware",
     "encoders",
     "metrics",
+    "pools",
 )
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +30,24 @@ from chexgenbench.registry import Plugin, Registry, load_registry, split_model
 from chexgenbench.scoring import MetricPlan, subset_masks
 from chexgenbench.splits.prompts import PromptTable, read_prompts
 from chexgenbench.store.store import Store
-from chexgenbench.types import Context, EncoderSpec, ModelSpec, Split, SplitSource, SplitSpec
+from chexgenbench.types import (
+    Context,
+    EncoderSpec,
+    ImageNeed,
+    ModelSpec,
+    Split,
+    SplitSource,
+    SplitSpec,
+)
 from chexgenbench.workflow.reference import Reference
 from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
+from chexgenbench.workflow.tasks import (
+    Tables,
+    TaskPlan,
+    check_tasks,
+    plan_task,
+    refuse_leakage,
+)
 
 _MANY_FILES = 64
 """Above this, weight files (a folder of images, say) are recorded by one hash of all."""
@@ -55,6 +70,7 @@ class Options:
         allow_pickle: weights may be pickles, which can run code.
         encode_batch_size: images a call of an encoder.
         new: makes a new generation and run although equal ones are finished.
+        allow_leakage: task metrics are taken although training and test side overlap.
     """
 
     home: Home
@@ -73,6 +89,7 @@ class Options:
     on_bad_image: Literal["fail", "skip"] = "fail"
     extra_info: str = ""
     new: bool = False
+    allow_leakage: bool = False
     include_credentialed: bool = False
 
 
@@ -84,6 +101,8 @@ class Plan:
         models: the suite's models by label, none where the user brings images.
         whole: the split's test table; `prompts` are the rows of it that are used.
         reference: what stands for the real images, if not the images.
+        tasks: the task metrics; `metrics` has the others.
+        remarks: what was noticed about the rows that they work on.
         left_out: metrics of the suite that no chosen encoder can serve, with why.
     """
 
@@ -98,6 +117,8 @@ class Plan:
     encoders: Sequence[EncoderPlan]
     metrics: Sequence[MetricPlan]
     devices: Sequence[str]
+    tasks: Sequence[TaskPlan] = ()
+    remarks: Sequence[str] = ()
     left_out: Sequence[str] = ()
     reference: Reference | None = None
 
@@ -109,6 +130,27 @@ class Plan:
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """The subsets of `prompts`."""
         return subset_masks(self.prompts, self.suite.subsets)
+
+    @property
+    def tables(self) -> Tables:
+        """The rows that task metrics choose from."""
+        return Tables(self.prompts, self.training, self.suite.seed)
+
+    @property
+    def needs(self) -> list[ImageNeed]:
+        """The distinct sets of images that task metrics work on."""
+        return list(dict.fromkeys(need for task in self.tasks for need in task.needs.values()))
+
+    @property
+    def own_need(self) -> ImageNeed:
+        """The need that the run's own images answer."""
+        return ImageNeed(side="test", source="model", repeats=self.suite.repeats)
+
+    @property
+    def pools(self) -> dict[str, ImageNeed]:
+        """The sets beyond its own images that a model must make, by name."""
+        made = [need for need in self.needs if need.source == "model"]
+        return {need.name: need for need in made if need != self.own_need}
 
     @property
     def device(self) -> str:
@@ -186,17 +228,18 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         except UserError as error:
             faults.append(error)
     _raise_all(faults)
-    metric_plans = [
-        MetricPlan(
-            plugin=registry.metrics[name],
-            parameters=registry.metrics[name].parse(values[name]),
-            encoders=tuple(used),
-        )
-        for name, used in metric_encoders.items()
-    ]
-    for metric in metric_plans:
-        metric.plugin.load()
-    _check_score_names(metric_plans)
+    metric_plans: list[MetricPlan] = []
+    tasks: list[TaskPlan] = []
+    for name, used in metric_encoders.items():
+        metric = registry.metrics[name]
+        own = metric.parse(values[name])
+        if metric.spec.metric == "task":
+            weights = hash_weights(metric, own, context, hashes)
+            tasks.append(plan_task(metric, own, context, used, weights))
+        else:
+            metric.load()
+            metric_plans.append(MetricPlan(plugin=metric, parameters=own, encoders=tuple(used)))
+    _check_score_names(metric_plans, tasks)
     prompts = whole if suite.limit is None else whole.limit(suite.limit)
     plan = Plan(
         options=options,
@@ -210,13 +253,15 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         encoders=encoders,
         metrics=metric_plans,
         devices=devices,
+        tasks=tasks,
         left_out=left_out,
         reference=Reference.open(options.reference) if options.reference else None,
     )
     _ = plan.masks  # a condition that cannot be used fails here
     if plan.reference is not None:
         plan.reference.check(plan)
-    return plan
+    remarks = refuse_leakage(tasks, plan.tables, allow=options.allow_leakage)
+    return replace(plan, remarks=[*remarks, *check_tasks(tasks, plan.tables)])
 
 
 def find_models(registry: Registry, texts: Sequence[str]) -> dict[str, Plugin[ModelSpec]]:
@@ -275,8 +320,43 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
         except ChexGenBenchError as error:
             failed[name] = error
     _raise_all(faults)
-    _check_disk(options.home, generations)
+    pools = [pool for item in generations for pool in plan_pools(plan, item).values()]
+    _check_disk(options.home, [*generations, *pools])
     return [_measured(plan, item, None) for item in generations]
+
+
+def plan_pools(plan: Plan, generation: Generation) -> dict[str, Generation]:
+    """The further generations that task metrics ask of a model, by the name of the pool.
+
+    They are made as its own images are: with the same parameters, batch size and seed of the run.
+
+    Raises:
+        UserError: the model cannot answer their prompts.
+    """
+    pools: dict[str, Generation] = {}
+    plugin, context = generation.plugin, generation.context
+    for name, need in plan.pools.items():
+        requests = make_requests(
+            plan.tables.rows(need), seed=plan.suite.seed, repeats=need.repeats, size=None
+        )
+        found = plugin.load(here=interpreter(context.cache, plugin.spec.environment) is None)
+        remarks = plugin.call(
+            "cannot check its requests",
+            partial(found.check, generation.parameters, context, requests),
+        )
+        pool = plan_generation(
+            plugin,
+            generation.parameters,
+            context,
+            requests,
+            batch_size=generation.batch_size,
+            exact=plan.suite.exact,
+            root=plan.options.home.generations,
+            weights=generation.identity["weights"],
+            nonce=generation.identity.get("nonce"),
+        )
+        pools[name] = replace(pool, remarks=tuple(remarks))
+    return pools
 
 
 def measure_batches(
@@ -349,7 +429,8 @@ def _raise_all(faults: Sequence[UserError]) -> None:
 
 def _others(plan: Plan) -> dict[str, Plugin[Any]]:
     others: dict[str, Plugin[Any]] = {item.name: item.plugin for item in plan.encoders}
-    return others | {item.plugin.name: item.plugin for item in plan.metrics}
+    others |= {item.plugin.name: item.plugin for item in plan.metrics}
+    return others | {item.plugin.name: item.plugin for item in plan.tasks}
 
 
 def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]) -> Generation:
@@ -515,6 +596,11 @@ def _metric_encoders(
         spec = registry.find("metrics", name).spec
         if at and wanted not in suite.encoders:
             raise unknown_name(f"chosen encoder (in {entry!r})", wanted, suite.encoders)
+        if spec.output is None:
+            if at:
+                raise UserError(f"The metric {name!r} takes no encoder (in {entry!r}).")
+            result.setdefault(name, [])
+            continue
         fitting = [
             encoder
             for encoder in ([wanted] if at else suite.encoders)
@@ -528,8 +614,10 @@ def _metric_encoders(
         known.extend(encoder for encoder in fitting if encoder not in known)
     faults: list[UserError] = []
     for name in [name for name, encoders in result.items() if not encoders]:
-        del result[name]
         spec = registry.metrics[name].spec
+        if spec.output is None:
+            continue
+        del result[name]
         need = "an encoder with a text side" if spec.text else f"an encoder with {spec.output!r}"
         fault = f"The metric {name!r} needs {need}; {', '.join(suite.encoders)} cannot serve."
         hint = "Choose another encoder with --encoder, or leave the metric out."
@@ -542,10 +630,11 @@ def _metric_encoders(
     return result
 
 
-def _check_score_names(metrics: Sequence[MetricPlan]) -> None:
+def _check_score_names(metrics: Sequence[MetricPlan], tasks: Sequence[TaskPlan]) -> None:
     """One name is one number: in tables, on the leaderboard and in differences."""
     owners: dict[tuple[str, str], str] = {}
-    for metric in metrics:
+    chosen: list[MetricPlan | TaskPlan] = [*metrics, *tasks]
+    for metric in chosen:
         for encoder in metric.encoders:
             for declared in metric.plugin.spec.scores:
                 owner = owners.setdefault((encoder, declared.name), metric.plugin.name)
@@ -631,17 +720,18 @@ def _read_split(
         raise UserError(f"--images-root {root} is not a folder.")
     columns = {**source.columns, **options.columns}
 
-    def read(path: Path) -> PromptTable:
+    def read(path: Path, images_root: Path | None) -> PromptTable:
         return read_prompts(
             path,
             name=split.name,
-            images_root=root,
+            images_root=images_root,
             columns=columns,
             uncertain=suite.uncertain,
             materialise=materialise,
         )
 
-    return read(source.test), read(source.train) if source.train else None
+    train_root = source.train_images_root or root
+    return read(source.test, root), read(source.train, train_root) if source.train else None
 
 
 def encoded_real(plan: Plan, encoder: EncoderPlan) -> tuple[int, int]:

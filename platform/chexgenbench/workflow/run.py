@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.features import Extraction, extract
+from chexgenbench.features import EncoderPlan, Extraction, extract
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.generation import Generation
 from chexgenbench.home import interpreter
@@ -36,7 +36,7 @@ from chexgenbench.store.run_directory import (
     write_run,
 )
 from chexgenbench.store.store import Store
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import ImageNeed
 from chexgenbench.workflow.differences import influence_table, settle
 from chexgenbench.workflow.plan import (
     Options,
@@ -45,9 +45,19 @@ from chexgenbench.workflow.plan import (
     make_plan,
     measure_batches,
     plan_models,
+    plan_pools,
     plugin_source,
 )
 from chexgenbench.workflow.reference import RealSide, write_reference
+from chexgenbench.workflow.tasks import (
+    Found,
+    Made,
+    Sets,
+    image_id,
+    real_identity,
+    real_images,
+    run_tasks,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +72,38 @@ class GeneratedSide:
     def path(self, position: int) -> Path:
         return self.folder / str(self.table["path"].iloc[position])
 
+    def made(self, plan: Plan) -> Made:
+        """The same as a set of images for task metrics."""
+        return Made(
+            prompts=plan.prompts,
+            rows=self.rows,
+            repeats=self.table["repeat"].to_numpy(np.int64),
+            ids=self.table["image_id"].tolist(),
+            keys=self.table["sha256"].tolist(),
+            paths=[self.path(i) for i in range(len(self.table))],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """Images that a model made beyond the run's own."""
+
+    need: ImageNeed
+    generation: Generation
+    rows: Sequence[ManifestRow]
+
+    def made(self, plan: Plan) -> Made:
+        """The same as a set of images for task metrics."""
+        prompts = plan.tables.rows(self.need)
+        return Made(
+            prompts=prompts,
+            rows=np.repeat(np.arange(len(prompts)), self.need.repeats),
+            repeats=np.asarray([row.repeat for row in self.rows], np.int64),
+            ids=[row.id for row in self.rows],
+            keys=[row.sha256 for row in self.rows],
+            paths=[self.generation.folder / row.path for row in self.rows],
+        )
+
 
 @dataclass
 class Outcome:
@@ -73,6 +115,7 @@ class Outcome:
     encoded: int = 0
     made: int = 0
     floors: Floors = field(default_factory=dict)
+    real: dict[ImageNeed, Made] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -88,7 +131,8 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
     _tell(plan, progress)
     for generation in measure_batches(plan, generations, outcome.failed, progress.say):
         name = generation.plugin.name
-        _attempt(outcome, name, partial(_make, plan, generation, outcome, progress))
+        for part in (generation, *plan_pools(plan, generation).values()):
+            _attempt(outcome, name, partial(_make, plan, part, outcome, progress))
     return outcome
 
 
@@ -105,9 +149,11 @@ def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Out
     outcome = Outcome()
     generations = plan_models(plan, outcome.failed)
     if not make:
-        _require_images(generations)
+        pools = [pool for item in generations for pool in plan_pools(plan, item).values()]
+        _require_images([*generations, *pools])
     _tell(plan, progress)
     real = prepare_real(plan, progress, outcome)
+    _prepare_sets(plan, progress, outcome)
     if make:
         generations = measure_batches(plan, generations, outcome.failed, progress.say)
     for generation in generations:
@@ -156,8 +202,18 @@ def evaluate_images(
     _tell(plan, progress)
     generated = _own_side(plan, rows, [own.paths[i] for i in kept], outcome)
     real = prepare_real(plan, progress, outcome)
+    _prepare_sets(plan, progress, outcome)
     name = name or f"images:{folder.name}"
-    record = _record(plan, name, generated.id, real, {"images": len(rows)}, {}, batch_size=None)
+    record = _record(
+        plan,
+        name,
+        generated.id,
+        real,
+        {"images": len(rows)},
+        {},
+        batch_size=None,
+        sets=outcome.real,
+    )
     _attempt(outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress))
     return outcome
 
@@ -209,6 +265,14 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     if bad:
         outcome.notes.append(f"{len(bad)} real images cannot be read; skipped and not counted")
     return RealSide(keys, len(bad))
+
+
+def _prepare_sets(plan: Plan, progress: Progress, outcome: Outcome) -> None:
+    """Finds and hashes the real images that task metrics work on."""
+    found = real_images(
+        plan.tables, plan.needs, plan.hashes, partial(progress.stage, unit="images"), progress.say
+    )
+    outcome.real.update(found)
 
 
 def _extract(
@@ -341,13 +405,19 @@ def _run_model(
         dtype=generation.context.dtype,
         plugin=spec.name,
         remarks=generation.remarks,
+        sets=outcome.real,
+        pools=plan_pools(plan, generation),
     )
     if _reuse(plan, record, outcome):
         return
     folder = plan.options.home.runs / record.run_id
     write_record(folder, record)
+    pools: list[Pool] = []
     try:
         rows = list(_make(plan, generation, outcome, progress).values())
+        for name, part in plan_pools(plan, generation).items():
+            made = list(_make(plan, part, outcome, progress).values())
+            pools.append(Pool(need=plan.pools[name], generation=part, rows=made))
     except ChexGenBenchError as error:
         _fail(plan, record, error)
         raise
@@ -387,7 +457,7 @@ def _run_model(
             "versions": {**record.versions, "generation": dict(summary.versions)},
         }
     )
-    _evaluate(plan, record, generated, real, outcome, progress)
+    _evaluate(plan, record, generated, real, outcome, progress, pools)
 
 
 def _evaluate(
@@ -397,12 +467,13 @@ def _evaluate(
     real: RealSide,
     outcome: Outcome,
     progress: Progress,
+    pools: Sequence[Pool] = (),
 ) -> None:
     if _reuse(plan, record, outcome):
         return
     folder = plan.options.home.runs / record.run_id
     try:
-        record, tables = _score(plan, record, generated, real, outcome, progress)
+        record, tables = _score(plan, record, generated, real, outcome, progress, pools)
     except ChexGenBenchError as error:
         _fail(plan, record, error)
         raise
@@ -453,6 +524,7 @@ def _score(
     real: RealSide,
     outcome: Outcome,
     progress: Progress,
+    pools: Sequence[Pool],
 ) -> tuple[RunRecord, dict[str, pd.DataFrame | pa.Table]]:
     keys: list[str] = generated.table["sha256"].tolist()
     _check_content(plan, record, generated, keys)
@@ -482,6 +554,9 @@ def _score(
             floors=outcome.floors,
             advance=advance,
         )
+    found = _tasks(plan, record, generated, real, outcome, progress, pools)
+    outcome.notes += [f"{record.model}: {note}" for note in found.notes]
+    scores = [*scores, *found.scores]
     bad = [key in done.bad for key in keys]
     record = record.model_copy(
         update={
@@ -506,22 +581,83 @@ def _score(
         "scores": _score_table(record, scores),
         "influences": influences,
         "differences": SCHEMAS["differences"].empty_table(),
-        "sample_scores": _sample_table(record, samples, generated.table),
-        "prompts": prompts[
-            [
-                "run_id",
-                "split",
-                "prompt_id",
-                "prompt",
-                "patient_id",
-                "view",
-                "image_path",
-                "line",
-                *FINDINGS,
-            ]
-        ],
+        "sample_scores": pd.concat(
+            [_sample_table(record, samples, generated.table), found.samples], ignore_index=True
+        ),
+        "prompts": prompts[list(SCHEMAS["prompts"].names)],
         "images": images,
+        "pool_prompts": _pool_prompts(plan, record, pools),
+        "pool_images": _pool_images(record, pools),
+        "neighbours": found.neighbours,
     }
+
+
+def _tasks(
+    plan: Plan,
+    record: RunRecord,
+    generated: GeneratedSide,
+    real: RealSide,
+    outcome: Outcome,
+    progress: Progress,
+    pools: Sequence[Pool],
+) -> Found:
+    """What the task metrics find."""
+
+    def encode(
+        name: str, images: Sequence[tuple[str, Path]], encoder: EncoderPlan
+    ) -> Mapping[str, BadImage]:
+        stage = partial(progress.stage, f"encode {name}, {record.model}")
+        batch = plan.options.encode_batch_size
+        done = extract(images, (), [encoder], batch_size=batch, stage=stage)
+        outcome.encoded += done.encoded
+        return done.bad
+
+    own = plan.own_need
+    made = {pool.need: pool.made(plan) for pool in pools}
+    return run_tasks(
+        plan.tasks,
+        Sets({**outcome.real, own: generated.made(plan), **made}, encode, progress.say),
+        {encoder.name: encoder for encoder in plan.encoders},
+        run_id=record.run_id,
+        model=record.model,
+        seed=plan.suite.seed,
+        cache=plan.options.home.cache,
+        pools={own: None, **{pool.need: pool.need.name for pool in pools}},
+        basis=digest([_basis(plan, real), real_identity(outcome.real)]),
+        stage=progress.stage,
+        say=progress.say,
+    )
+
+
+def _pool_prompts(plan: Plan, record: RunRecord, pools: Sequence[Pool]) -> pd.DataFrame:
+    columns = list(SCHEMAS["pool_prompts"].names)
+    parts = [plan.tables.rows(pool.need).table.assign(side=pool.need.side) for pool in pools]
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    rows = pd.concat(parts, ignore_index=True).drop_duplicates(["side", "prompt_id"])
+    return rows.assign(run_id=record.run_id)[columns]
+
+
+def _pool_images(record: RunRecord, pools: Sequence[Pool]) -> pd.DataFrame:
+    rows = [
+        {
+            "run_id": record.run_id,
+            "pool": pool.need.name,
+            "side": pool.need.side,
+            "generation_id": pool.generation.id,
+            "image_id": image_id(pool.need.name, row.id),
+            "prompt_id": row.prompt_id,
+            "repeat": row.repeat,
+            "seed": row.seed,
+            "path": row.path,
+            "sha256": row.sha256,
+            "flags": list(row.flags),
+            "status": "ok",
+        }
+        for pool in pools
+        for row in pool.rows
+    ]
+    return pd.DataFrame(rows, columns=list(SCHEMAS["pool_images"].names))
 
 
 def _check_content(
@@ -590,6 +726,8 @@ def _record(
     dtype: str = "float32",
     plugin: str | None = None,
     remarks: Sequence[str] = (),
+    sets: Mapping[ImageNeed, Made] | None = None,
+    pools: Mapping[str, Generation] | None = None,
 ) -> RunRecord:
     suite, options = plan.suite, plan.options
     encoders = {item.name: {"id": item.id, **item.identity} for item in plan.encoders}
@@ -600,6 +738,10 @@ def _record(
             "encoders": list(item.encoders),
         }
         for item in plan.metrics
+    }
+    metrics |= {
+        item.plugin.name: {**item.identity(), "encoders": list(item.encoders)}
+        for item in plan.tasks
     }
     identity = {
         "suite": suite.name,
@@ -621,12 +763,17 @@ def _record(
         "metrics": metrics,
         "seed": suite.seed,
     }
+    made = {name: {"generation": pool.id} for name, pool in (pools or {}).items()}
+    if plan.tasks:
+        identity |= {"pools": made, "sets": real_identity(sets or {})}
+        identity |= {"allow_leakage": options.allow_leakage}
     return RunRecord(
         run_id=digest(identity)[:16],
         suite=suite.name,
         model=model,
         model_plugin=plugin,
-        remarks=list(remarks),
+        remarks=[*remarks, *plan.remarks],
+        pools=made,
         subsets=dict(suite.subsets),
         uncertain=suite.uncertain,
         reference=plan.reference.id if plan.reference else None,

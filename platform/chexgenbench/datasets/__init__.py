@@ -1,0 +1,1 @@
+"""A run's images as a dataset: which of them, with what beside them, whole or absent."""

@@ -1,0 +1,228 @@
+"""The files of a dataset: Parquet shards or an image folder, in the layout that ``datasets`` opens.
+
+Neither needs code of its own: the Parquet files say in their metadata which column is an image, and
+an image folder has its table in ``metadata.jsonl``. That table is not CSV: it keeps types and
+missing values, and no spreadsheet takes a prompt that begins with ``=`` for a formula.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from chexgenbench.datasets.rows import Rows
+from chexgenbench.downloads import size_text
+from chexgenbench.errors import UserError
+from chexgenbench.files import sha256_bytes
+from chexgenbench.types import FINDINGS
+
+if TYPE_CHECKING:
+    from chexgenbench.progress import Advance
+
+Format = Literal["parquet", "imagefolder"]
+
+SHARD_BYTES = 500_000_000
+"""Image bytes in a Parquet file; Hugging Face's own size."""
+
+_GROUP_BYTES = 32_000_000
+"""Image bytes in memory at a time, and in a row group."""
+
+_FOLDER_FILES = 1000
+"""Files of a folder: the hub takes no folder of more than 10,000."""
+
+
+def features(rows: Rows) -> dict[str, str]:
+    """Column to type, as ``datasets`` names types."""
+    types = dict.fromkeys(FINDINGS, "int8") | dict.fromkeys(rows.scores, "float64")
+    types |= {"seed": "int64", "repeat": "int64"}
+    return {"image": "image"} | {name: types.get(name, "string") for name in rows.columns}
+
+
+@contextmanager
+def new_folder(out: Path, needed: int) -> Iterator[Path]:
+    """A folder beside `out`, which takes its place when the block ends without an error.
+
+    What a killed export left beside `out` goes when the next one begins.
+
+    Args:
+        needed: bytes that will be written.
+
+    Raises:
+        UserError: `out` is there and not empty, another export writes it, or the disk is too small.
+    """
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UserError(
+            f"{out} is there already, and is no empty folder.",
+            hint="Name a new folder, or remove that one.",
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise UserError(
+            f"The disk of {out} has {size_text(free)} free, and the dataset needs "
+            f"{size_text(needed)}.",
+            hint="Free some, or name a folder on another disk.",
+        )
+    aside = out.parent / f".tmp-{out.name}"
+    lock = Path(f"{aside}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+                yield aside
+                _sync(aside)
+                aside.replace(out)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f"Another export is writing {out}.", hint="Wait for it.") from error
+
+
+def bytes_needed(rows: Rows) -> int:
+    """Bytes of the dataset, about.
+
+    Raises:
+        UserError: an image is not there any more.
+    """
+    return sum(_sizes(rows)) + 2000 * len(rows) + 1_000_000
+
+
+def write_files(folder: Path, rows: Rows, format: Format, advance: Advance) -> None:
+    """Writes the images and their table.
+
+    Raises:
+        UserError: an image is gone or not what the run scored.
+    """
+    if format == "parquet":
+        _write_parquet(folder / "data", rows, advance)
+    else:
+        _write_images(folder / "train", rows, advance)
+
+
+def data_files(format: Format) -> str:
+    """The pattern of the files of the split ``train``, from the dataset's folder."""
+    return "data/train-*.parquet" if format == "parquet" else "train/**"
+
+
+def _write_parquet(folder: Path, rows: Rows, advance: Advance) -> None:
+    folder.mkdir()
+    types = features(rows)
+    schema = _schema(types)
+    values = rows.table[[name for name in types if name != "image"]]
+    sizes = _sizes(rows)
+    shards = _cut(sizes, SHARD_BYTES)
+    for number, shard in enumerate(shards):
+        path = folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"
+        # A dictionary of images would be the images once more.
+        plain = [name for name in types if name != "image"]
+        with pq.ParquetWriter(path, schema, use_dictionary=plain, write_page_index=True) as writer:
+            for part in _cut(sizes[shard], _GROUP_BYTES):
+                chosen = range(len(rows))[shard][part]
+                images = [
+                    {"bytes": _read(rows, i), "path": rows.table["file_name"].iloc[i]}
+                    for i in chosen
+                ]
+                table = pa.Table.from_pandas(
+                    values.iloc[chosen.start : chosen.stop],
+                    schema=pa.schema([f for f in schema if f.name != "image"]),
+                    preserve_index=False,
+                )
+                column = pa.array(images, schema.field("image").type)
+                table = table.add_column(0, schema.field("image"), column)
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
+                advance(len(images))
+
+
+def _schema(types: dict[str, str]) -> pa.Schema:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    arrow = {"image": image, "string": pa.string(), "float64": pa.float64()}
+    arrow |= {"int8": pa.int8(), "int64": pa.int64()}
+    described = {
+        name: {"_type": "Image"} if kind == "image" else {"dtype": kind, "_type": "Value"}
+        for name, kind in types.items()
+    }
+    return pa.schema(
+        [pa.field(name, arrow[kind]) for name, kind in types.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": described}})},
+    )
+
+
+def _write_images(folder: Path, rows: Rows, advance: Callable[[int], None]) -> None:
+    folder.mkdir()
+    columns = [name for name in features(rows) if name != "image"]
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for i, record in enumerate(rows.table[columns].to_dict("records")):
+            name = f"{i // _FOLDER_FILES:03d}/{record['file_name']}"
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(_read(rows, i))
+            line = {str(key): _json(value) for key, value in record.items()} | {"file_name": name}
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            advance(1)
+
+
+def _json(value: Any) -> Any:
+    if pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _read(rows: Rows, i: int) -> bytes:
+    path = rows.paths[i]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _gone(path) from error
+    if sha256_bytes(data) != rows.table["sha256"].iloc[i]:
+        raise UserError(
+            f"{path} is not the image that the run scored: its content has changed.",
+            hint="Delete it and repeat the run's command, which makes it again.",
+        )
+    return data
+
+
+def _sizes(rows: Rows) -> list[int]:
+    sizes = []
+    for path in rows.paths:
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError as error:
+            raise _gone(path) from error
+    return sizes
+
+
+def _gone(path: Path) -> UserError:
+    return UserError(
+        f"{path} is missing.", hint="Repeat the run's command, which makes it again; then export."
+    )
+
+
+def _cut(sizes: Sequence[int], most: int) -> list[slice]:
+    """Consecutive parts of at most `most` bytes, or of one item that is larger."""
+    parts, start, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            parts.append(slice(start, i))
+            start, total = i, 0
+        total += size
+    return [*parts, slice(start, len(sizes))]
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

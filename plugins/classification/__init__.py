@@ -1,0 +1,1 @@
+"""Classifiers trained on real and generated images: what the utility metrics share."""

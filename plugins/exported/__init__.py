@@ -1,0 +1,1 @@
+"""Reading what `chexgenbench dataset export` wrote."""

@@ -1,0 +1,111 @@
+"""Memorisation: whether generated images repeat images of the training side, any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from chexgenbench import (
+    ImageNeed,
+    MetricSpec,
+    Parameters,
+    ScoreSpec,
+    Task,
+    TaskMetric,
+    TaskResult,
+    hookimpl,
+)
+
+
+class MemorisationParameters(Parameters):
+    prompts: int = Field(2000, ge=1, description="Training prompts of which images are made.")
+    repeats: int = Field(10, ge=1, description="Images of each of them, each of its own seed.")
+    members: bool = Field(True, description="Make them; else the run's own images are all.")
+    false_match_rate: float = Field(
+        0.01, gt=0, lt=1, description="Held-out images that may be taken for copies."
+    )
+    subsamples: int = Field(10, ge=1, description="Cuts of the training side into equal sizes.")
+    cosine: bool = Field(False, description="Features of length one, so cosine distances.")
+    pairs: int = Field(50, ge=0, description="Nearest pairs that are shown.")
+
+
+class Memorisation(TaskMetric):
+    parameters: MemorisationParameters
+
+    @classmethod
+    def needs(cls, parameters: Any) -> Mapping[str, ImageNeed]:
+        needs = {
+            "generated": ImageNeed(side="test", source="model"),
+            "training": ImageNeed(side="training", source="real"),
+            "held_out": ImageNeed(side="test", source="real"),
+        }
+        if parameters.members:
+            p, r = parameters.prompts, parameters.repeats
+            needs["members"] = ImageNeed(side="training", source="model", prompts=p, repeats=r)
+            needs["others"] = ImageNeed(side="test", source="model", prompts=p, repeats=r)
+        return needs
+
+    def run(self, task: Task) -> TaskResult:
+        from chexgenbench_plugins.memorisation import measure
+
+        return measure(task, self.parameters)
+
+
+@hookimpl
+def chexgenbench_metrics() -> Iterator[MetricSpec]:
+    share = {"lowest": 0.0, "highest": 1.0}
+    yield MetricSpec(
+        name="memorisation",
+        summary="Copies of training images, by nearest neighbours among all of them",
+        load=Memorisation,
+        metric="task",
+        scores=(
+            ScoreSpec(
+                name="replicated_rate",
+                higher_is_better=False,
+                summary="share of images nearer to a training image than held-out ones are",
+                **share,
+            ),
+            ScoreSpec(
+                name="training_share",
+                higher_is_better=False,
+                summary="share of images nearer to a training image than to a held-out one",
+                **share,
+            ),
+            ScoreSpec(
+                name="nndr",
+                higher_is_better=True,
+                summary="distance to the nearest training patient over that to the second",
+                **share,
+            ),
+            ScoreSpec(
+                name="authenticity",
+                higher_is_better=True,
+                summary="share of images that are no nearer to a training image than others are",
+                **share,
+            ),
+            ScoreSpec(
+                name="ct_score",
+                higher_is_better=True,
+                summary="z of lying farther from the training side than held-out images: "
+                "below 0 copies, about 0 honest",
+            ),
+            ScoreSpec(
+                name="near_duplicates",
+                higher_is_better=False,
+                summary="share of images with the perceptual hash and pixels of a training image",
+                **share,
+            ),
+        ),
+        parameters=MemorisationParameters,
+        references=(
+            "https://arxiv.org/abs/2104.00635",
+            "https://arxiv.org/abs/2102.08921",
+            "https://arxiv.org/abs/2004.05675",
+            "https://arxiv.org/abs/2301.13188",
+        ),
+        requires=("faiss", "imagehash"),
+        licence="Apache-2.0",
+    )

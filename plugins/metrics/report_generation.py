@@ -1,0 +1,112 @@
+"""Utility by report generation: train on generated images, write reports for real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chexgenbench import (
+    Context,
+    ImageNeed,
+    MetricSpec,
+    Task,
+    TaskMetric,
+    TaskResult,
+    UserError,
+    hookimpl,
+)
+from chexgenbench_plugins.reports.settings import (
+    METRIC,
+    SCRATCH,
+    SPECS,
+    ReportParameters,
+    files_of,
+    folders_of,
+    remarks,
+)
+
+if TYPE_CHECKING:
+    from chexgenbench.splits.prompts import PromptTable
+
+
+class ReportGeneration(TaskMetric):
+    """See docs/utility.md for regimes, generators, labellers and errors."""
+
+    parameters: ReportParameters
+
+    @classmethod
+    def needs(cls, parameters: ReportParameters) -> Mapping[str, ImageNeed]:
+        return {
+            "real": ImageNeed(side="training", source="real", prompts=parameters.images),
+            "synthetic": ImageNeed(side="training", source="model", prompts=parameters.images),
+            "test": ImageNeed(side="test", source="real"),
+        }
+
+    @classmethod
+    def weights(cls, parameters: ReportParameters, context: Context) -> Mapping[str, Path]:
+        return files_of(folders_of(parameters, context))
+
+    @classmethod
+    def check(
+        cls, parameters: ReportParameters, context: Context, tables: Mapping[str, PromptTable]
+    ) -> Sequence[str]:
+        if parameters.generator == "llava-rad":
+            from chexgenbench_plugins.reports.llava_rad import refuse
+
+            refuse()
+        if parameters.width % parameters.heads:
+            raise UserError(
+                f"{METRIC}: the width {parameters.width} is no multiple of the "
+                f"{parameters.heads} heads."
+            )
+        if parameters.encoder == SCRATCH and parameters.size % parameters.patch:
+            raise UserError(
+                f"{METRIC}: the size {parameters.size} is no multiple of the patch "
+                f"{parameters.patch}."
+            )
+        for side, table in tables.items():
+            if len(table) < 2:
+                raise UserError(f"{METRIC} needs two {side} rows at least, and has {len(table)}.")
+        test = tables["test"]
+        if test.patient_codes() is None and not parameters.without_patients:
+            raise UserError(
+                f"{METRIC} cannot keep patients together: no row of {test.source_file} has one.",
+                hint="Name the column of patients in the split, or set without_patients=true: each "
+                "row is then taken for a patient of its own.",
+            )
+        return remarks(parameters)
+
+    def run(self, task: Task) -> TaskResult:
+        from chexgenbench_plugins.reports.experiment import compose, reports_of
+        from chexgenbench_plugins.reports.results import report_scores, scorer_of
+
+        own, sets = self.parameters, task.sets
+        folders = folders_of(own, task.context)
+        scorer = scorer_of(own, task.context, folders)
+        regimes = {regime: reports_of(task, regime, own, folders) for regime in own.regimes}
+        counts = {}
+        for regime in own.regimes:
+            pairs = compose(regime, sets["real"], sets["synthetic"], task.seed)
+            made = sum(synthetic for synthetic, _ in pairs)
+            counts[regime] = (len(pairs) - made, made)
+        return TaskResult(
+            scores=report_scores(sets["test"], regimes, scorer, counts=counts),
+            notes=remarks(own),
+        )
+
+
+@hookimpl
+def chexgenbench_metrics() -> Iterator[MetricSpec]:
+    yield MetricSpec(
+        name=METRIC,
+        summary="Reports of real images by a model trained on real, synthetic or both",
+        load=ReportGeneration,
+        metric="task",
+        output=None,
+        scores=SPECS,
+        parameters=ReportParameters,
+        requires=("accelerate", "transformers", "sacrebleu", "rouge_score"),
+        references=("https://arxiv.org/abs/2505.10496", "https://arxiv.org/abs/2403.08002"),
+        licence="Apache-2.0",
+    )

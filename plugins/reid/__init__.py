@@ -1,0 +1,1 @@
+"""The re-identification network, pairs of images, and excesses over a control."""

@@ -1,0 +1,1 @@
+"""Reports written for images: their scores, what labels they state, and models that write them."""

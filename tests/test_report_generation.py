@@ -1,0 +1,541 @@
+"""The task metric `report-generation`: what it trains on, what it keeps, what it finds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chexgenbench import Context, ImageSet, NotApplicable, TaskScore, UserError
+from chexgenbench_plugins.metrics.report_generation import ReportGeneration
+from chexgenbench_plugins.phantom.split import read_rows
+from chexgenbench_plugins.reports import encoder_decoder, results
+from chexgenbench_plugins.reports.encoder_decoder import Sizes, Training
+from chexgenbench_plugins.reports.experiment import compose, row_ids, texts_of
+from chexgenbench_plugins.reports.images import squared
+from chexgenbench_plugins.reports.labellers import PhantomLabeller
+from chexgenbench_plugins.reports.results import Scorer, report_scores
+from chexgenbench_plugins.reports.scores import rouge_l
+from chexgenbench_plugins.reports.settings import SPECS, ReportParameters
+from chexgenbench_plugins.reports.vocabulary import joined, word_tokenizer
+from image_sets import image_set, prompt_table, task
+
+ROWS = read_rows(
+    Path(__file__).parents[1] / "MIMIC_Splits" / "demo" / "DEMO_ANNOTATIONS_TRAIN.csv"
+)[:400]
+TEXTS = [row["annotated_prompt"] for row in ROWS]
+PATIENTS = [row["patientID"] for row in ROWS]
+SIZES = Sizes(width=32, layers=1, heads=2, patch=8)
+TINY: dict[str, Any] = {
+    "encoder": "scratch",
+    "decoder": "scratch",
+    "size": 32,
+    "patch": 8,
+    "width": 32,
+    "layers": 1,
+    "heads": 2,
+    "tokens": 24,
+    "epochs": 2,
+    "labeller": "phantom",
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def ignore(_count: int) -> None:
+    return None
+
+
+def training(**changes: Any) -> Training:
+    fixed = Training(epochs=2, batch_size=4, learning_rate=1e-3, tokens=24, seed=3, device="cpu")
+    return replace(fixed, **changes)
+
+
+def pictures(count: int, seed: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size), dtype=np.uint8)
+
+
+def sets(folder: Path, *, train: int = 12, test: int = 12, seed: int = 0) -> dict[str, ImageSet]:
+    """Noise for images, the phantom's reports for text; test rows follow the training rows."""
+    rows, last = slice(0, train), slice(train, train + test)
+    common: dict[str, Any] = {"folder": folder}
+    return {
+        "real": image_set(
+            images=list(pictures(train, 1)),
+            side="training",
+            patients=PATIENTS[rows],
+            prompts=TEXTS[rows],
+            **common,
+        ),
+        "synthetic": image_set(
+            images=list(pictures(train, 2 + seed)),
+            side="training",
+            source="model",
+            patients=PATIENTS[rows],
+            prompts=TEXTS[rows],
+            **common,
+        ),
+        "test": image_set(
+            images=list(pictures(test, 1000)),
+            patients=PATIENTS[last],
+            prompts=TEXTS[last],
+            **common,
+        ),
+    }
+
+
+def run(
+    folder: Path, images: Mapping[str, ImageSet], **changes: Any
+) -> tuple[dict[tuple[str, str, str], TaskScore], list[str]]:
+    own = ReportParameters(**(TINY | changes))
+    context = Context(home=folder, cache=folder / "cache")
+    said: list[str] = []
+    found = ReportGeneration(own, context).run(task(images, folder, context=context, said=said))
+    by_name = {(s.name, s.variant, s.subset): s for s in found.scores}
+    assert len(by_name) == len(found.scores)
+    return by_name, [*said, *found.notes]
+
+
+# --- what a training is made of -------------------------------------------------------------
+
+
+def test_regimes_pair_images_with_the_reports_of_their_rows(tmp_path: Path) -> None:
+    images = sets(tmp_path)
+    real, synthetic = images["real"], images["synthetic"]
+    assert texts_of(real) == texts_of(synthetic) == TEXTS[:12]
+    assert compose("real", real, synthetic, 0) == [(False, at) for at in range(12)]
+    assert compose("synthetic", real, synthetic, 0) == [(True, at) for at in range(12)]
+    mixed = compose("mixed", real, synthetic, 0)
+    assert sum(made for made, _ in mixed) == 6
+    assert sorted(at for _, at in mixed) == list(range(12))
+    assert mixed != compose("mixed", real, synthetic, 1)
+
+
+def test_the_half_that_is_replaced_is_chosen_by_row_and_not_by_place(tmp_path: Path) -> None:
+    images = sets(tmp_path)
+    real, synthetic = images["real"], images["synthetic"]
+    order = np.random.default_rng(0).permutation(12)
+    names = row_ids(real)
+    first = {names[at] for made, at in compose("mixed", real, synthetic, 5) if made}
+    turned = real.take(order), synthetic.take(order)
+    names = row_ids(turned[1])
+    assert first == {names[at] for made, at in compose("mixed", *turned, 5) if made}
+
+
+def test_a_row_without_a_readable_image_is_no_pair(tmp_path: Path) -> None:
+    images = sets(tmp_path)
+    kept = images["synthetic"].take(np.arange(1))
+    with pytest.raises(NotApplicable, match="synthetic: 1 pairs"):
+        compose("synthetic", images["real"], kept, 0)
+
+
+def test_images_keep_their_aspect_and_their_sides() -> None:
+    wide = np.zeros((20, 40), np.uint8)
+    wide[:, 20:] = 200
+    small = squared(Image.fromarray(wide), 16)
+    assert small.shape == (16, 16)
+    assert small[8, 12] > 190 and small[8, 2] < 10
+    assert small[1].max() == small[14].max() == 0
+
+
+def test_reports_survive_the_words_of_the_tokenizer() -> None:
+    from chexgenbench_plugins.phantom.report import parse
+
+    tokenizer = word_tokenizer(TEXTS)
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        back = joined(tokenizer.decode(ids, skip_special_tokens=True))
+        assert back == " ".join(text.lower().split())
+        assert parse(back) == parse(text)
+    assert tokenizer("unheard words")["input_ids"][:2] == [tokenizer.unk_token_id] * 2
+    assert word_tokenizer(TEXTS[::-1]).get_vocab() == tokenizer.get_vocab()
+    assert len(word_tokenizer(TEXTS, limit=10)) == 14
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def learn(folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    done = encoder_decoder.train(
+        pictures(10, 0),
+        TEXTS[:10],
+        folder,
+        training=training(**changes),
+        sizes=SIZES,
+        advance=ignore,
+    )
+    return load_file(done / "model.safetensors")
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_training_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    first = learn(tmp_path / "a", epochs=1)
+    torch.manual_seed(99)
+    before = torch.random.get_rng_state()
+    assert same(first, learn(tmp_path / "b", epochs=1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not same(first, learn(tmp_path / "c", epochs=1, seed=4))
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """A process is killed between two epochs; another ends the work, bit by bit the same."""
+    script = textwrap.dedent(
+        """
+        import sys, time
+        sys.path.insert(0, sys.argv[2])
+        from pathlib import Path
+        import test_report_generation as tests
+
+        def advance(count):
+            if any(Path(sys.argv[1]).glob("epoch-0001")):
+                time.sleep(600)
+
+        tests.ignore = advance
+        tests.learn(Path(sys.argv[1]), epochs=2)
+        """
+    )
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "epoch-0001").is_dir():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "trained").exists()
+    whole = learn(tmp_path / "whole", epochs=2)
+    assert same(whole, learn(folder, epochs=2))
+    assert [path.name for path in folder.iterdir()] == ["trained"]
+
+
+def test_a_small_generator_learns_its_pairs(tmp_path: Path) -> None:
+    """Two kinds of images, two reports: after training each image gets its own report."""
+    images = np.zeros((16, 32, 32), np.uint8)
+    images[::2, :, :16] = 255
+    texts = ["large left effusion.", "no acute findings."] * 8
+    done = encoder_decoder.train(
+        images,
+        texts,
+        tmp_path,
+        training=training(epochs=40, learning_rate=3e-3),
+        sizes=SIZES,
+        advance=ignore,
+    )
+    made = [
+        encoder_decoder.generate(
+            images[:5], done, tokens=24, batch_size=size, device="cpu", advance=ignore
+        )
+        for size in (1, 5)
+    ]
+    assert made[0] == made[1] == texts[:5]
+
+
+def test_published_halves_are_loaded_from_folders(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
+
+    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    reader = ViTModel(ViTConfig(image_size=32, patch_size=8, intermediate_size=64, **small))
+    tokenizer = word_tokenizer(TEXTS)
+    writer = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    )
+    reader.save_pretrained(tmp_path / "vit")
+    writer.save_pretrained(tmp_path / "gpt")
+    tokenizer.save_pretrained(tmp_path / "gpt")
+    halves = {"encoder": tmp_path / "vit", "decoder": tmp_path / "gpt"}
+    common: dict[str, Any] = {"training": training(epochs=1), "sizes": SIZES, "advance": ignore}
+    done = encoder_decoder.train(pictures(6, 0), TEXTS[:6], tmp_path / "a", **halves, **common)
+    made = encoder_decoder.generate(
+        pictures(2, 1), done, tokens=8, batch_size=2, device="cpu", advance=ignore
+    )
+    assert len(made) == 2
+    with pytest.raises(UserError, match="reads images of 32 pixels, not of 48"):
+        encoder_decoder.train(pictures(6, 0, 48), TEXTS[:6], tmp_path / "b", **halves, **common)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="text decoder of the report generator cannot be loaded"):
+        encoder_decoder.train(
+            pictures(6, 0), TEXTS[:6], tmp_path / "c", encoder=None, decoder=empty, **common
+        )
+
+
+# --- the metric -----------------------------------------------------------------------------
+
+
+def test_scores_stand_for_each_regime_and_patients_text_nowhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found, said = run(tmp_path, sets(tmp_path / "images"))
+    declared = {spec.name for spec in SPECS}
+    assert {name for name, _, _ in found} <= declared
+    regimes = ("real", "synthetic", "mixed")
+    for name in ("bleu1", "bleu4", "rouge_l", "label_f1_micro", "label_f1_macro"):
+        for regime in regimes:
+            score = found[name, regime, "overall"]
+            assert not isinstance(score.estimate, str) and score.control is not None
+        for regime in regimes[1:]:
+            assert (f"{name}_difference", f"{regime}_minus_real", "overall") in found
+    assert isinstance(found["label_f1", "real", "Fracture"].estimate, str)
+    assert [found["bleu4", regime, "overall"].n_fake for regime in regimes] == [0, 12, 6]
+    assert "nltk_data is not set" in str(found["meteor", "real", "overall"].estimate)
+    assert any("takes no radgraph_f1" in line for line in said)
+    output = capfd.readouterr()
+    for text in TEXTS[:24]:
+        assert text not in output.out + output.err + " ".join(said)
+
+
+def test_the_real_regime_is_trained_once_for_all_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chexgenbench_plugins.reports import experiment
+
+    trained: list[Path] = []
+    original = encoder_decoder.train
+
+    def counted(*args: Any, **kwargs: Any) -> Path:
+        if not (args[2] / "trained").is_dir():
+            trained.append(args[2])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "train", counted)
+    first, _ = run(tmp_path, sets(tmp_path / "one"), regimes=("real", "synthetic"), epochs=1)
+    assert len(trained) == 2
+    again, _ = run(tmp_path, sets(tmp_path / "one"), regimes=("real", "synthetic"), epochs=1)
+    assert len(trained) == 2
+    assert first == again
+    run(tmp_path, sets(tmp_path / "two", seed=7), regimes=("real", "synthetic"), epochs=1)
+    assert len(trained) == 3
+    run(tmp_path, sets(tmp_path / "one"), regimes=("real",), epochs=2)
+    assert len(trained) == 4
+
+
+def scored(reports: Mapping[str, list[str]], test: ImageSet) -> dict[tuple[str, str, str], Any]:
+    scorer = Scorer(
+        by_report={"rouge_l": rouge_l}, labeller=PhantomLabeller(), uncertain="positive"
+    )
+    counts = dict.fromkeys(reports, (10, 0))
+    found = report_scores(test, reports, scorer, counts=counts)
+    return {(s.name, s.variant, s.subset): s for s in found}
+
+
+@pytest.fixture(scope="module")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    table = prompt_table(len(TEXTS), patients=PATIENTS, prompts=TEXTS)
+    features = np.random.default_rng(0).normal(size=(len(TEXTS), 2))
+    return image_set(features=features, table=table)
+
+
+def test_reports_that_are_right_score_one_and_their_control_does_not(test_set: ImageSet) -> None:
+    found = scored({"real": TEXTS}, test_set)
+    for (_, _, subset), score in found.items():
+        assert score.estimate.value == pytest.approx(1.0), subset
+        assert score.control < 0.75
+    assert len([name for name, _, _ in found if name == "label_f1"]) == 14
+
+
+def test_one_report_for_all_images_is_no_better_than_its_control(test_set: ImageSet) -> None:
+    """Micro F1 of one report for all is 2 p / (1 + p / m) by hand: every image gets its m
+    findings, and a share of them is right."""
+    text = "Small left pleural effusion. No pneumothorax."
+    found = scored({"real": [text] * len(TEXTS)}, test_set)
+    truth = PhantomLabeller().label(TEXTS)
+    stated = np.isin(truth, (1.0, -1.0))
+    right = stated[:, 9].sum()  # Pleural Effusion
+    expected = 2 * right / (len(TEXTS) + stated.sum())
+    micro = found["label_f1_micro", "real", "overall"]
+    assert micro.estimate.value == pytest.approx(expected)
+    assert micro.control == pytest.approx(expected)
+    macro = 2 * right / (len(TEXTS) + right) / 14
+    assert found["label_f1_macro", "real", "overall"].estimate.value == pytest.approx(macro)
+    assert found["bleu4", "real", "overall"].estimate.value < 0.1
+
+
+def test_differences_are_paired_by_patient(test_set: ImageSet) -> None:
+    """Two regimes with nearly the same faults differ with a smaller error than two scores that have
+    nothing to do with each other would."""
+    other = results.swapped(test_set.patients)
+    assert other is not None
+    wrong = [TEXTS[other[i]] if i % 2 else TEXTS[i] for i in range(len(TEXTS))]
+    worse = [TEXTS[other[i]] if i % 20 == 0 else wrong[i] for i in range(len(TEXTS))]
+    found = scored({"real": wrong, "synthetic": worse}, test_set)
+    for name in ("bleu4", "rouge_l", "label_f1_micro"):
+        gap = found[f"{name}_difference", "synthetic_minus_real", "overall"].estimate
+        real = found[name, "real", "overall"].estimate
+        made = found[name, "synthetic", "overall"].estimate
+        assert gap.value == pytest.approx(made.value - real.value)
+        assert gap.ci_high < 0
+        assert gap.standard_error < 0.75 * np.hypot(real.standard_error, made.standard_error)
+
+
+def test_a_swapped_report_is_of_another_patient() -> None:
+    names = np.array(["b", "a", "b", "c", "b", "a"])
+    other = results.swapped(names)
+    assert other is not None
+    assert sorted(other) == list(range(6))
+    assert (names[other] != names).all()
+    assert results.swapped(np.array(["a", "a", "b"])) is None
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+def tables(**patients: Any) -> dict[str, Any]:
+    return {
+        "real": prompt_table(4, side="training"),
+        "synthetic": prompt_table(4, side="training"),
+        "test": prompt_table(4, **patients),
+    }
+
+
+def check(folder: Path, images: Mapping[str, Any] | None = None, **changes: Any) -> Any:
+    own = ReportParameters(**(TINY | changes))
+    context = Context(home=folder, cache=folder / "cache")
+    ReportGeneration.weights(own, context)
+    return ReportGeneration.check(own, context, tables() if images is None else images)
+
+
+def test_what_cannot_be_taken_is_said_before_anything_expensive(tmp_path: Path) -> None:
+    remarks = check(tmp_path)
+    assert any("takes no bertscore" in remark for remark in remarks)
+    assert any("label_f1: chexbert is not set" in r for r in check(tmp_path, labeller="chexbert"))
+    with pytest.raises(UserError, match="no multiple of the 3 heads"):
+        check(tmp_path, heads=3)
+    with pytest.raises(UserError, match="no multiple of the patch"):
+        check(tmp_path, patch=5)
+    with pytest.raises(UserError, match="containers/llava-rad"):
+        check(tmp_path, generator="llava-rad")
+    with pytest.raises(UserError, match="folder of chexbert is not there"):
+        check(tmp_path, chexbert="nowhere")
+    with pytest.raises(UserError, match="report-generation decoder"):
+        check(tmp_path, decoder="owner/missing")
+    (tmp_path / "rg").mkdir()
+    with pytest.raises(UserError, match="RadGraph needs an environment of its own"):
+        check(tmp_path, radgraph="rg")
+
+
+def test_patients_are_needed_unless_told_otherwise(tmp_path: Path) -> None:
+    without = tables(patients=[None] * 4)
+    with pytest.raises(UserError, match="cannot keep patients together"):
+        check(tmp_path, without)
+    check(tmp_path, without, without_patients=True)
+    few = tables() | {"real": prompt_table(1, side="training")}
+    with pytest.raises(UserError, match="two real rows at least, and has 1"):
+        check(tmp_path, few)
+
+
+# --- LLaVA-Rad ------------------------------------------------------------------------------
+
+
+def tiny_llava_rad(folder: Path) -> tuple[Path, Path, Any]:
+    """LLaVA-Rad's files with a tiny ViT and a tiny Llama of random weights, and those networks."""
+    import json
+
+    import timm
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base, own = folder / "base", folder / "llava-rad"
+    own.mkdir(parents=True)
+    tokenizer = word_tokenizer([*TEXTS, "user: assistant: provide a description of the findings"])
+    tokenizer.save_pretrained(base)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        language = LlamaForCausalLM(config)
+        language.save_pretrained(base)
+        lora = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "up_proj"])
+        adapted = get_peft_model(language, lora)
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=0.3)
+        tower = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=64)
+        projector = torch.nn.Sequential(
+            torch.nn.Linear(tower.embed_dim, 32), torch.nn.GELU(), torch.nn.Linear(32, 32)
+        )
+    adapted.save_pretrained(own, safe_serialization=False)
+    vision = {"timm_model_name": "test_vit", "image_size": 64}
+    (own / "biomedclipcxr_518.json").write_text(json.dumps({"vision_cfg": vision}))
+    trunk = {f"visual.trunk.{name}": value for name, value in tower.state_dict().items()}
+    torch.save(trunk | {"logit_scale": torch.ones(())}, own / "biomedclipcxr_518_checkpoint.pt")
+    prefix = "base_model.model.model.mm_projector."
+    torch.save(
+        {prefix + name: value for name, value in projector.state_dict().items()},
+        own / "non_lora_trainables.bin",
+    )
+    return own, base, (tower.eval(), projector, adapted.merge_and_unload().eval())
+
+
+def test_llava_rad_reads_the_published_layout(tmp_path: Path) -> None:
+    """Against the parts that were saved: the merged LoRA, the patches, the first word by hand."""
+    from chexgenbench_plugins.reports.llava_rad import LlavaRad, question
+
+    own, base, (tower, projector, language) = tiny_llava_rad(tmp_path)
+    context = Context(home=tmp_path, cache=tmp_path)
+    model = LlavaRad(own, base, context)
+    for name, weight in language.state_dict().items():
+        torch.testing.assert_close(model.language.state_dict()[name], weight)
+    image = Image.fromarray(pictures(1, 5, 64)[0])
+    features = model.patches(image)
+    assert features.shape == (1, 16, tower.embed_dim)
+    states = []
+    tower.blocks[-1].register_forward_pre_hook(lambda _module, inputs: states.append(inputs[0]))
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    pixels = torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    with torch.no_grad():
+        tower(((pixels - mean) / std)[None])
+        torch.testing.assert_close(features, states[0][:, 1:], rtol=1e-4, atol=1e-5)
+        ids = [model.tokenizer(part)["input_ids"] for part in question("trauma")]
+        embed = language.get_input_embeddings()
+        before, after = (embed(torch.tensor([part])) for part in ids)
+        inputs = torch.cat([before, projector(states[0][:, 1:]), after], dim=1)
+        word = int(language(inputs_embeds=inputs).logits[0, -1].argmax())
+    made = list(model.describe([image], ["trauma"], tokens=1))
+    assert made == [model.tokenizer.decode([word], skip_special_tokens=True).strip()]
+
+
+def test_llava_rad_refuses_other_files(tmp_path: Path) -> None:
+    from chexgenbench_plugins.reports.llava_rad import LlavaRad
+
+    own, base, _ = tiny_llava_rad(tmp_path)
+    context = Context(home=tmp_path, cache=tmp_path)
+    torch.save({"mm_projector.0.weight": torch.zeros(3)}, own / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match=r"non_lora_trainables\.bin does not hold"):
+        LlavaRad(own, base, context)
+    (own / "adapter_model.bin").unlink()
+    with pytest.raises(UserError, match=r"adapter_model\.bin missing"):
+        LlavaRad(own, base, context)
