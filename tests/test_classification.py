@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torchmetrics.classification import MultilabelAUROC
@@ -22,6 +25,7 @@ from torchmetrics.classification import MultilabelAUROC
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.registry import load_registry
 from chexgenbench.statistics import Estimate
+from chexgenbench.statistics.classification import by_column, roc_auc
 from chexgenbench.types import FINDINGS, Context, ImageSet, NotApplicable, Task, TaskScore
 from chexgenbench_plugins.classification.data import (
     augmented,
@@ -44,6 +48,8 @@ from chexgenbench_plugins.classification.scores import (
     ONE_SEED,
     Predictions,
     best_thresholds,
+    mean_difference,
+    mean_score,
     utility_scores,
 )
 from chexgenbench_plugins.classification.training import _loss
@@ -385,9 +391,9 @@ def test_13_a_finding_that_cannot_be_tested_shifts_no_name(test_set: ImageSet) -
             wanted = roc_auc_score(truth[rows, i], chance[rows, i])
             assert found[FINDINGS[i]] == pytest.approx(wanted, abs=1e-12)
         assert found[FINDINGS[5]] == (
-            "0 test images with the finding and 200 without; 2 of each are needed"
+            "0 test patients with the finding and 100 without; 2 of each are needed"
         )
-        assert found[FINDINGS[8]].startswith("1 test images with the finding and 199 without")
+        assert found[FINDINGS[8]].startswith("1 test patients with the finding and 100 without")
 
     def ours(truth: NDArray[np.float64], chance: NDArray[np.float32]) -> dict[str, float | str]:
         made = Predictions(probabilities=chance[None], thresholds=None, n_real=1, n_fake=0)
@@ -464,6 +470,89 @@ def test_thresholds_are_the_best_of_validation() -> None:
     best = max(f1_score(truth[rows, 0], chance[rows, 0] >= cut) for cut in chance[rows, 0])
     assert f1_score(truth[rows, 0], chance[rows, 0] >= found[0]) == pytest.approx(best)
     assert found[1] == 0.5  # no positive to choose by
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.9]), st.sampled_from([0.0, 1.0, np.nan])),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_thresholds_are_those_of_trying_each(rows: list[tuple[float, float]]) -> None:
+    chance, truth = (np.array(side, np.float32)[:, None] for side in zip(*rows, strict=True))
+    known = ~np.isnan(truth[:, 0])
+    chance_known, positive = chance[known, 0], truth[known, 0] == 1
+    wanted = 0.5
+    if positive.sum() >= 2:
+        cuts = np.unique(chance_known)
+        f1 = [
+            2
+            * (positive & (chance_known >= cut)).sum()
+            / (positive.sum() + (chance_known >= cut).sum())
+            for cut in cuts
+        ]
+        wanted = float(cuts[np.argmax(f1)])
+    assert best_thresholds(chance, truth).tolist() == [wanted]
+
+
+def test_thresholds_need_memory_in_proportion_to_the_images() -> None:
+    """Each image against each cut would be 10 GB here."""
+    rng = np.random.default_rng(0)
+    truth = (rng.random((100_000, 1)) < 0.1).astype(np.float32)
+    chance = rng.random((100_000, 1)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        best_thresholds(chance, truth)
+        assert tracemalloc.get_traced_memory()[1] < 100 * truth.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def owned_set(owners: Sequence[str], labels: NDArray[np.float64]) -> ImageSet:
+    return image_set(features=np.ones((len(owners), 1)), patients=list(owners), labels=labels)
+
+
+def test_a_finding_needs_two_patients_and_not_two_images() -> None:
+    """Of one patient's images no error is known, however many there are."""
+    owners = ["a", "a", "a", "b", "c", "d"]
+    labels = np.zeros((6, len(FINDINGS)))
+    labels[:3, CARDIOMEGALY] = 1.0
+    labels[2:4, EDEMA] = 1.0
+    found = untestable(labels, np.array(owners))
+    assert "1 test patients with the finding and 3 without" in found["Cardiomegaly"]
+    assert "Edema" not in found
+    side = prompt_table(6, side="training", labels=labels)
+    tables = {"real": side, "synthetic": side}
+    test = prompt_table(6, labels=labels, patients=owners)
+    remarks = check_tables("m", tables | {"test": test}, without_patients=False)
+    assert "m: Cardiomegaly is left out: 1 test patients" in " ".join(remarks)
+    assert "Edema" not in " ".join(remarks)
+    alone = prompt_table(6, labels=labels, patients=[None] * 6)
+    remarks = check_tables("m", tables | {"test": alone}, without_patients=True)
+    assert "Cardiomegaly" not in " ".join(remarks)
+    made = Predictions(probabilities=np.full((1, 6, 14), 0.5), thresholds=None, n_real=1, n_fake=0)
+    with pytest.raises(NotApplicable, match="no finding can be scored"):
+        utility_scores(owned_set(owners, np.zeros((6, 14))), {"real": made})
+
+
+def test_a_perfect_score_of_one_patients_positives_has_no_interval() -> None:
+    """Its variance is 0, of no degrees of freedom, by which nothing can be divided."""
+    owners, truth = np.array(list("aabcde")), np.array([[1, 1, 0, 0, 0, 0]]).T
+    chance = np.array([[0.9, 0.8, 0.1, 0.2, 0.3, 0.1]]).T
+    score = by_column(roc_auc, chance, truth, ["x"], groups=owners).scores["x"]
+    assert score.reason is None
+    assert score.degrees_of_freedom == 0.0
+    for found in (
+        mean_score([score] * 3),
+        mean_score([score], [score] * 4),
+        mean_difference([(score, score)] * 3),
+        mean_difference([(score, score)], [(score, score)] * 4),
+    ):
+        assert found.value in (0.0, 1.0)
+        assert found.standard_error is None
+        assert found.reason
 
 
 # --- trainings --------------------------------------------------------------------------------
@@ -623,7 +712,7 @@ def test_bad_input_is_refused_before_anything_expensive(tmp_path: Path) -> None:
     good = {"real": side, "synthetic": side, "test": test}
     remarks = check(TINY, tmp_path, **good)
     assert len(remarks) == 12
-    assert "classification: Fracture is left out: 0 test images" in " ".join(remarks)
+    assert "classification: Fracture is left out: 0 test patients" in " ".join(remarks)
     with pytest.raises(UserError, match="no network named 'resnet5O'") as caught:
         check(TINY.model_copy(update={"backbone": "resnet5O"}), tmp_path, **good)
     assert "resnet50" in str(caught.value.hint)
@@ -682,5 +771,5 @@ def test_the_descriptor_declares_what_is_reported(
         "test": "test-all-real",
     }
     labels = prompt_table(4).table[list(FINDINGS)].to_numpy(float)
-    assert set(untestable(labels)) == set(FINDINGS)
+    assert set(untestable(labels, np.arange(4))) == set(FINDINGS)
     assert isinstance(task({}, Path()), Task)

@@ -261,7 +261,7 @@ def test_one_class_and_constant_features_are_no_obstacle(tmp_path: Path) -> None
     assert estimate(scores, "synthetic").value == 0.5
     assert estimate(scores, "real", FINDINGS[0]).value > 0.75
     assert scores["probe_auroc", "real", FINDINGS[5]].estimate == (
-        "0 test images with the finding and 200 without; 2 of each are needed"
+        "0 test patients with the finding and 100 without; 2 of each are needed"
     )
 
 

@@ -485,10 +485,12 @@ def test_near_duplicates_survive_what_files_go_through(
         images=phantoms.train, folder=phantoms.folder, side="training", patients=trained
     )
     held_out = make(images=phantoms.test, folder=phantoms.folder, patients=kept)
-    found = find_duplicates(task({}, phantoms.folder), generated, training, held_out)
-    assert found.near[:30].all()
-    assert not found.exact.any()
-    at_most(int(found.near[30:].sum()), 30, 1 / 91)
+    found = find_duplicates(
+        task({}, phantoms.folder), {"generated": generated}, training, held_out
+    )
+    assert found.near["generated"][:30].all()
+    assert found.exact == 0
+    at_most(int(found.near["generated"][30:].sum()), 30, 1 / 91)
     assert found.rate.control == 1 / 91
 
 
@@ -504,11 +506,11 @@ def test_hashes_are_kept_between_runs(
     ]
     generated = image_set(images=phantoms.fresh_test[:20], folder=tmp_path / "g", source="model")
     work = task({}, tmp_path)
-    first = find_duplicates(work, generated, *sides)
+    first = find_duplicates(work, {"generated": generated}, *sides)
     monkeypatch.setattr(duplicates, "read_image", lambda path: pytest.fail(f"{path} read again"))
-    again = find_duplicates(work, generated, *sides)
+    again = find_duplicates(work, {"generated": generated}, *sides)
     assert again.rate == first.rate
-    assert (again.near == first.near).all()
+    assert (again.near["generated"] == first.near["generated"]).all()
 
 
 def small(seed: int, **sides: Any) -> dict[str, Any]:

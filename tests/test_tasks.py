@@ -10,10 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from chexgenbench.errors import UserError
+from chexgenbench.splits.prompts import read_prompts
 from chexgenbench.types import ImageNeed
-from chexgenbench.workflow.tasks import Tables, chosen_rows, find_leakage
+from chexgenbench.workflow.tasks import (
+    Made,
+    Tables,
+    chosen_rows,
+    covers,
+    fewest,
+    find_copies,
+    find_leakage,
+    part_of,
+)
 from chexgenbench_plugins.data import data_folder
 from desk import Desk
 from image_sets import image_set, prompt_table
@@ -63,7 +74,8 @@ class Gap(TaskMetric):
         made, real, own = (task.sets[name] for name in ("made", "real", "own"))
         apart = ((made.features[:, None] - real.features[None]) ** 2).sum(2)
         near = apart.argmin(1)
-        mine = np.asarray([real.ids.index(i.partition("~")[0]) for i in made.ids])
+        names = [name.partition("~")[0] for name in made.ids]
+        mine = np.asarray([real.ids.index(n) if n in real.ids else 0 for n in names])
         exact = apart[np.arange(len(made)), mine]
         value = float("nan") if fault == "nan" else float(exact.mean())
         name = "gape" if fault == "name" else "gap"
@@ -250,7 +262,9 @@ from chexgenbench import Split, SplitSource, SplitSpec, hookimpl
 class Leaky(Split):
     def source(self):
         here = Path(__file__).parent
-        return SplitSource(test=here / "test.csv", train=here / "train.csv")
+        return SplitSource(
+            test=here / "test.csv", train=here / "train.csv", images_root=here / "images"
+        )
 
 @hookimpl
 def chexgenbench_splits():
@@ -274,6 +288,115 @@ def test_patients_on_both_sides_are_refused_with_the_lines(desk: Desk, tmp_path:
     # A run without task metrics compares nothing across the sides.
     plain = ("run", "-m", "oracle", "--plugin", folder / "leaky.py", "--split", "leaky")
     desk.run(*plain, "--metric", "alignment", "--limit", 3, "--dry-run")
+
+
+def test_rows_that_repeat_a_prompt_count_where_images_do(tmp_path: Path) -> None:
+    """A patient or an image in such a row is on the training side all the same."""
+    folder = leaky(tmp_path, "patientID")
+    with (folder / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    again = dict(rows[0], id="again", patientID="p-again", path="again.png")
+    with (folder / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, again.keys())
+        writer.writeheader()
+        writer.writerows([*rows, again])
+    training = read_prompts(folder / "train.csv", name="x", images_root=tmp_path)
+    assert "p-again" not in set(training.table["patient_id"])
+    assert "p-again" in set(training.every_row().table["patient_id"])
+    test = prompt_table(3, patients=["p-again", "b", "c"], images_root=tmp_path)
+    found = find_leakage(Tables(test, training, 0))
+    assert found == [f"line 2 of test.csv and line {len(rows) + 2} of train.csv: the same patient"]
+    every = ImageNeed(side="training", source="real", every_row=True)
+    assert len(Tables(test, training, 0).rows(every)) == len(rows) + 1
+    assert every.name == "training-every-real"
+
+
+def test_equal_content_on_both_sides_is_found(tmp_path: Path) -> None:
+    sides: dict[str, Made] = {}
+    for side, keys in (("test", ["a", "b"]), ("training", ["c", "b"])):
+        sides[side] = Made(
+            prompts=prompt_table(2, side=side),
+            rows=np.arange(2),
+            repeats=np.zeros(2, np.int64),
+            ids=["0", "1"],
+            keys=keys,
+            paths=[tmp_path, tmp_path],
+        )
+    needs = {ImageNeed(side=side, source="real"): made for side, made in sides.items()}  # type: ignore[arg-type]
+    assert find_copies(needs) == ["line 3 of test.csv and line 3 of training.csv: the same image"]
+
+
+def own_split(folder: Path, spoil: str) -> tuple[object, ...]:
+    """Options for a split of the demo's first rows with images of its own, one of them spoilt."""
+    images = folder / "images"
+    images.mkdir()
+    for name, source in (("test.csv", TEST_CSV), ("train.csv", TRAIN_CSV)):
+        with source.open(newline="") as file:
+            rows = list(csv.DictReader(file))[:10]
+        for number, row in enumerate(rows):
+            row["path"] = f"{name}-{number}.png"
+            noise = np.random.default_rng([number, len(name)]).integers(0, 255, (32, 32))
+            Image.fromarray(noise.astype(np.uint8)).save(images / row["path"])
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    chosen = images / "train.csv-3.png"
+    if spoil == "missing":
+        chosen.unlink()
+    elif spoil == "truncated":
+        chosen.write_bytes(chosen.read_bytes()[:200])
+    elif spoil == "copied":
+        chosen.write_bytes((images / "test.csv-2.png").read_bytes())
+    without = ', images_root=here / "images"' if spoil == "no images" else "nothing"
+    (folder / "leaky.py").write_text(LEAKY.replace(without, ""))
+    return ("--plugin", folder / "leaky.py", "--split", "leaky", "-m", "noise")
+
+
+@pytest.mark.parametrize("spoil", ["missing", "truncated"])
+def test_a_training_image_that_cannot_be_used_is_named_before_any_is_made(
+    desk: Desk, tmp_path: Path, spoil: str
+) -> None:
+    options = gap(*own_split(tmp_path, spoil), "--set", "gap.prompts=10")
+    done = desk.run(*options, "--seed", 3, code=2)
+    assert "1 real images of the split cannot be used" in done.err
+    assert "line 5 of train.csv" in done.err and "--on-bad-image skip" in done.err
+    assert "generate" not in done.err
+    done = desk.run(*options, "--seed", 3, "--on-bad-image", "skip")
+    assert "1 real images that privacy and utility need cannot be read" in done.out
+    row = desk.rows(
+        "SELECT s.n_real, r.n_skipped_images FROM scores AS s JOIN runs AS r USING (run_id) "
+        "WHERE r.split = 'leaky' AND metric = 'gap' AND r.seed = 3 ORDER BY r.created_at DESC"
+    )[0]
+    assert (row["n_real"], row["n_skipped_images"]) == ("9", "1")
+
+
+def test_a_training_image_that_is_a_test_image_is_refused(desk: Desk, tmp_path: Path) -> None:
+    options = gap(*own_split(tmp_path, "copied"), "--set", "gap.prompts=10", "--seed", 4)
+    done = desk.run(*options, code=2)
+    assert "line 4 of test.csv and line 5 of train.csv: the same image" in done.err
+    assert "generate" not in done.err
+
+
+def test_no_image_is_made_for_a_side_without_real_ones(desk: Desk, tmp_path: Path) -> None:
+    options = gap(*own_split(tmp_path, "no images"), "--seed", 5)
+    done = desk.run(*options, code=2)
+    assert "needs real images" in done.err and "--images-root" in done.err
+
+
+def test_what_a_task_noticed_is_said_of_a_finished_run_too(finished: Desk) -> None:
+    again = finished.run(*gap("-m", "oracle", "-m", "memorizer", "--metric", "kid"))
+    assert "gap: worked" in again.out
+    assert "gap: worked" in (finished.home / "Results" / "report.html").read_text()
+
+
+def test_several_values_are_set_with_commas(desk: Desk) -> None:
+    done = desk.run(
+        "run", "-m", "oracle", "--metric", "classification", "--limit", 60, "--dry-run",
+        "--set", "classification.ratios=0.5,2", "--set", "classification.regimes=real,synthetik",
+        code=2,
+    )  # fmt: skip
+    assert "synthetik" in done.err and "ratios" not in done.err
 
 
 def test_the_same_image_on_both_sides_is_found(tmp_path: Path) -> None:
@@ -301,6 +424,31 @@ def test_more_rows_keep_the_fewer_ones_and_another_seed_takes_others() -> None:
     assert len(tables.rows(ImageNeed(side="test", source="real", prompts=99))) == 50
     with pytest.raises(UserError, match="no training side"):
         tables.rows(ImageNeed(side="training", source="real"))
+
+
+def test_a_pool_serves_what_it_covers() -> None:
+    def need(prompts: int | None, repeats: int = 1, side: Any = "training") -> ImageNeed:
+        return ImageNeed(side=side, source="model", prompts=prompts, repeats=repeats)
+
+    wanted = [need(5), need(20), need(3, 2), need(None, side="test"), need(7, side="test"), need(5)]
+    assert fewest(wanted) == [need(20), need(3, 2), need(None, side="test")]
+    assert covers(need(None), need(9)) and not covers(need(9), need(None))
+    assert not covers(need(20), need(3, 2)) and not covers(need(20, side="test"), need(5))
+
+    table = prompt_table(6)
+    made = Made(
+        prompts=table,
+        rows=np.repeat(np.arange(6), 3),
+        repeats=np.tile(np.arange(3), 6),
+        ids=[f"{row}~{k}" for row in range(6) for k in range(3)],
+        keys=[f"key {row} {k}" for row in range(6) for k in range(3)],
+        paths=[Path(f"{row}-{k}.png") for row in range(6) for k in range(3)],
+    )
+    rows = table.take(np.asarray([4, 1]))
+    part = part_of(made, need(2, 2), rows)
+    assert list(part.ids) == ["4~0", "4~1", "1~0", "1~1"]
+    assert part.rows.tolist() == [0, 0, 1, 1] and part.repeats.tolist() == [0, 1, 0, 1]
+    assert list(part.keys) == ["key 4 0", "key 4 1", "key 1 0", "key 1 1"]
 
 
 def test_rows_without_a_patient_are_units_of_their_own() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import pluggy
 import pydantic
@@ -71,6 +71,18 @@ class Problem:
 
     source: str
     reason: str
+
+
+def _items(kind: Any, value: Any) -> Any:
+    """What ``--set NAME=a,b`` means where the parameter holds several values.
+
+    >>> _items(tuple[float, ...], "0.5, 2"), _items(str, "a,b"), _items(tuple[int, ...], [1])
+    (['0.5', '2'], 'a,b', [1])
+    """
+    kinds = {get_origin(each) for each in (kind, *get_args(kind))}
+    if not isinstance(value, str) or not kinds & {tuple, list}:
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 @dataclass(frozen=True)
@@ -158,8 +170,9 @@ class Plugin(Generic[S]):
         for name in values:
             if name not in fields:
                 raise unknown_name(f"parameter of {self.spec.kind} {self.name!r}", name, fields)
+        split = {name: _items(fields[name].annotation, value) for name, value in values.items()}
         try:
-            return self.spec.parameters.model_validate({**self.values, **values})
+            return self.spec.parameters.model_validate({**self.values, **split})
         except pydantic.ValidationError as error:
             lacking = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing"]
             if lacking:

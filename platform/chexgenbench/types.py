@@ -429,20 +429,25 @@ class ImageNeed:
         source: ``real`` images of those rows, or images that the ``model`` makes for their prompts.
         prompts: rows at most, chosen by a hash of the run's seed and the row's id, so that a larger
             number keeps the rows of a smaller one; None: all.
-        repeats: images of a prompt, each from a seed of its own; 1 for real ones.
+        repeats: images of a prompt, each from a seed of its own; 1 for real ones. None: as many as
+            the run makes of each of its own prompts.
+        every_row: with all rows of the file, also those that repeat a prompt, which count once
+            elsewhere; for real images.
     """
 
     side: Literal["test", "training"]
     source: Literal["real", "model"]
     prompts: int | None = None
-    repeats: int = 1
+    repeats: int | None = 1
+    every_row: bool = False
 
     @property
     def name(self) -> str:
         """What the store calls the set, such as ``training-2000x10``."""
         count = "all" if self.prompts is None else self.prompts
-        made = f"x{self.repeats}" if self.source == "model" else "-real"
-        return f"{self.side}-{count}{made}"
+        if self.source == "real":
+            return f"{self.side}-{'every' if self.every_row else count}-real"
+        return f"{self.side}-{count}x{self.repeats or 'own'}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -573,6 +578,8 @@ class TaskScore:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageValues:
     """A value for each image of a set, for SQL and for the filters of an export.
+
+    Where an image has several values of one name, being in several sets, the largest counts.
 
     Attributes:
         name: such as ``nearest_training_distance``; ``near_copy`` is 1 for an image that must not

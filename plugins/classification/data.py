@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
@@ -25,7 +25,7 @@ MEAN, DEVIATION = 0.449, 0.226
 channels, which the weights of timm expect."""
 
 FEWEST = 2
-"""Positives, and negatives, that a finding needs among the test images."""
+"""Test patients with, and without, a finding that it needs: of one patient no error is known."""
 
 
 def targets(labels: NDArray[np.float64], uncertain: Uncertain) -> NDArray[np.float32]:
@@ -62,18 +62,23 @@ def by_id(images: ImageSet) -> ImageSet:
     return images.take(np.argsort(np.asarray(images.ids, dtype=np.str_), kind="stable"))
 
 
-def untestable(labels: NDArray[np.float64]) -> dict[str, str]:
-    """The findings of test rows [n, 14] that cannot be scored, and why.
+def untestable(labels: NDArray[np.float64], patients: NDArray[Any]) -> dict[str, str]:
+    """The findings that cannot be scored, and why.
 
-    Uncertain labels do not count: nobody knows what would be right.
+    Args:
+        labels: of the test rows [n, 14]. Uncertain ones do not count: nobody knows what would be
+            right.
+        patients: the patient of each row [n]; one may have rows with a finding and others without.
     """
+    import numpy as np
+
     truth = targets(labels, "ignore")
     reasons = {}
     for name, column in zip(FINDINGS, truth.T, strict=True):
-        positives, negatives = int((column == 1).sum()), int((column == 0).sum())
-        if min(positives, negatives) < FEWEST:
+        having, lacking = (int(np.unique(patients[column == value]).size) for value in (1, 0))
+        if min(having, lacking) < FEWEST:
             reasons[name] = (
-                f"{positives} test images with the finding and {negatives} without; "
+                f"{having} test patients with the finding and {lacking} without; "
                 f"{FEWEST} of each are needed"
             )
     return reasons
@@ -106,11 +111,15 @@ def check_tables(
             f"The metric {metric!r} needs two patients at least to train and to validate on, and "
             f"{tables['real'].source_file} has one."
         )
-    reasons = untestable(tables["test"].table[list(FINDINGS)].to_numpy(np.float64))
+    test, owners = tables["test"], tables["test"].patient_codes()
+    reasons = untestable(
+        test.table[list(FINDINGS)].to_numpy(np.float64),
+        np.arange(len(test)) if owners is None else owners,
+    )
     if len(reasons) == len(FINDINGS):
         raise UserError(
-            f"The metric {metric!r} has no finding to score: each needs {FEWEST} positive and "
-            f"{FEWEST} negative rows in {tables['test'].source_file}."
+            f"The metric {metric!r} has no finding to score: each needs {FEWEST} patients with it "
+            f"and {FEWEST} without in {test.source_file}."
         )
     return [f"{metric}: {name} is left out: {reason}." for name, reason in reasons.items()]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chexgenbench import FINDINGS, ImageSet, ScoreSpec, TaskScore
+from chexgenbench import FINDINGS, ImageSet, NotApplicable, ScoreSpec, TaskScore
 from chexgenbench.statistics.estimate import Estimate
 
-from .data import FEWEST, targets, untestable
+from .data import targets, untestable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,13 +97,15 @@ def best_thresholds(
     for column, (chance, label) in enumerate(zip(probabilities.T, truth.T, strict=True)):
         known = ~np.isnan(label)
         positive = label[known] == 1.0
-        if positive.sum() < FEWEST:
+        if positive.sum() < 2:
             continue
-        cuts = np.unique(chance[known].astype(np.float64))
-        called = chance[known][:, None] >= cuts
-        hits = (called & positive[:, None]).sum(axis=0)
-        f1 = 2 * hits / (called.sum(axis=0) + positive.sum())
-        found[column] = cuts[np.argmax(f1)]
+        order = np.argsort(-chance[known], kind="stable")
+        cuts = chance[known][order]
+        hits = np.cumsum(positive[order])
+        f1 = 2 * hits / (np.arange(1, cuts.size + 1) + positive.sum())
+        # Equal probabilities are called together: at the last of them, and the lowest cut first.
+        last = np.flatnonzero(np.append(cuts[1:] < cuts[:-1], True))[::-1]
+        found[column] = cuts[last[np.argmax(f1[last])]]
     return found
 
 
@@ -122,11 +124,16 @@ def utility_scores(
         Means over the seeds. Errors are those of drawing other test patients and of training again:
         on the same images with another seed, or, where there are `refits`, on other patients.
         Findings that cannot be tested stand there with their reason, and are no part of a mean.
+
+    Raises:
+        NotApplicable: no finding can be tested on the images that could be read.
     """
-    truth, untested = targets(test.labels, "ignore"), untestable(test.labels)
-    tested = [name for name in FINDINGS if name not in untested]
-    columns = [FINDINGS.index(name) for name in tested]
     patients = test.patients
+    truth, untested = targets(test.labels, "ignore"), untestable(test.labels, patients)
+    tested = [name for name in FINDINGS if name not in untested]
+    if not tested:
+        raise NotApplicable(f"no finding can be scored: {FINDINGS[0]}: {untested[FINDINGS[0]]}")
+    columns = [FINDINGS.index(name) for name in tested]
 
     def table(chance: NDArray[np.float32], cut: NDArray[np.float64] | None) -> Table:
         cuts = None if cut is None else cut[columns]
@@ -208,7 +215,8 @@ def mean_score(scores: Sequence[UnitInfluence], refits: Sequence[UnitInfluence] 
     import numpy as np
 
     mean = _over_patients(scores)
-    if mean.reason is None:
+    # Of fewer than one degree no interval follows, whatever training again would add.
+    if mean.reason is None and mean.degrees_of_freedom >= 1.0 - 1e-9:
         many = refits or scores
         extra, freedom = (_patients_add if refits else _seeds_add)(
             mean.variance(),

@@ -6,7 +6,7 @@ bits are taken, and how far patients lie apart is read off the held-out images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ _CHUNK = 512
 """Images whose hashes lie in one file."""
 
 _CANDIDATES = 3
-"""Training images of the nearest hashes whose pixels are compared."""
+"""Different training images of the nearest hashes whose pixels are compared, and ties."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,72 +33,124 @@ class Duplicates:
     """What was found.
 
     Attributes:
-        rate: share of generated images that are near duplicates, held-out images as control.
-        near: bool [n], whether a generated image is one.
-        exact: bool [n], whether its file is that of a training image.
+        rate: share of generated images that are near duplicates, held-out images as control; a
+            reason where no held-out image can be compared.
+        near: by the name of each set bool [n], whether an image is a near duplicate of a training
+            image; those whose file is that of a training image are.
+        exact: generated images whose file is that of a training image.
         bits: int64 [h], bits in which the hash of each held-out image differs from the nearest
             training image's, which is of another patient.
         leaked: held-out images whose hash is that of a training image; they are in no control.
     """
 
-    rate: Excess
-    near: NDArray[np.bool_]
-    exact: NDArray[np.bool_]
+    rate: Excess | str
+    near: Mapping[str, NDArray[np.bool_]]
+    exact: int
     bits: NDArray[np.int64]
     leaked: int
 
 
 def find_duplicates(
-    task: Task, generated: ImageSet, training: ImageSet, held_out: ImageSet
+    task: Task, made: Mapping[str, ImageSet], training: ImageSet, held_out: ImageSet
 ) -> Duplicates:
-    """Looks for each generated image's near duplicate among the training images.
+    """Looks for each image's near duplicate among the training images.
 
     A near duplicate has fewer bits between its hash and that of a training image than any held-out
     image has, and there, once mean and contrast are taken out, a smaller root mean square
     difference of 16 x 16 means than any held-out image: one in (h + 1) images that are no copies is
     taken for one at most. Copies after JPEG at quality 50, another size, noise or another contrast
     are found; cropped ones are not.
+
+    Args:
+        task: keeps the hashes.
+        made: sets of images by name; ``generated`` has the rate.
+        training: the images that may have been copied.
+        held_out: real images of other patients.
     """
-    marks = [_marks(task, images) for images in (generated, training, held_out)]
-    bits, pixels = _nearest(marks[0], marks[1])
-    bits_h, pixels_h = _nearest(marks[2], marks[1])
-    kept = np.flatnonzero(bits_h > 0)
-    if not kept.size:
-        raise ValueError("every held-out image has the hash of a training image")
-    # One number that is smallest where both are, in units of the smallest of held-out images.
-    least = bits_h[kept].min(), max(float(pixels_h[kept].min()), 1e-9)
-    far = np.maximum(bits / least[0], pixels / least[1])
-    far_h = np.maximum(bits_h / least[0], pixels_h / least[1])[kept]
+    targets = _marks(task, training)
+    bits, pixels = _nearest(_marks(task, held_out), targets)
+    kept = np.flatnonzero(bits > 0)
     known = set(training.keys)
-    exact = np.array([key in known for key in generated.keys])
-    far[exact] = 0.0
-    rate, threshold = excess_below(
-        far,
-        far_h,
-        rate=1 / (kept.size + 1),
-        groups_fake=generated.patients,
-        groups_held_out=held_out.patients[kept],
+    # One number that is smallest where both are, in units of the smallest of held-out images.
+    least = (bits[kept].min(), max(float(pixels[kept].min()), 1e-9)) if kept.size else None
+
+    def far(found: tuple[NDArray[np.int64], NDArray[np.float64]]) -> NDArray[np.float64]:
+        if least is None:
+            return np.full(len(found[0]), np.inf)
+        return np.maximum(found[0] / least[0], found[1] / least[1])
+
+    distances = {}
+    for name, images in made.items():
+        exact = np.array([key in known for key in images.keys], np.bool_)
+        distances[name] = far(_nearest(_marks(task, images), targets))
+        distances[name][exact] = 0.0
+    generated = made["generated"]
+    rate: Excess | str = "every held-out image has the hash of a training image"
+    edge = 1.0
+    if kept.size:
+        rate, threshold = excess_below(
+            distances["generated"],
+            far((bits, pixels))[kept],
+            rate=1 / (kept.size + 1),
+            groups_fake=generated.patients,
+            groups_held_out=held_out.patients[kept],
+        )
+        edge = threshold.distance
+    return Duplicates(
+        rate,
+        {name: found < edge for name, found in distances.items()},
+        sum(key in known for key in generated.keys),
+        bits,
+        len(held_out) - kept.size,
     )
-    near = far < threshold.distance
-    return Duplicates(rate, near, exact, bits_h, len(held_out) - kept.size)
 
 
 def _nearest(
     queries: tuple[NDArray[np.uint8], NDArray[np.uint8]],
     targets: tuple[NDArray[np.uint8], NDArray[np.uint8]],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Bits [n] to the nearest hash, and the least pixel difference [n] among the nearest ones."""
+    """Bits [n] to the nearest hash, and the least pixel difference [n] among the nearest ones, all
+    that are as near as the last of `_CANDIDATES`."""
     import faiss
 
-    index = faiss.IndexBinaryFlat(8 * targets[0].shape[1])
-    index.add(targets[0])
-    bits, ids = index.search(queries[0], min(_CANDIDATES, len(targets[0])))
-    pixels = np.empty(ids.shape)
-    for part in range(0, len(ids), 4096):
-        rows = slice(part, part + 4096)
-        gaps = _standardised(queries[1][rows])[:, None] - _standardised(targets[1])[ids[rows]]
-        pixels[rows] = np.sqrt((gaps**2).mean(axis=2))
-    return bits[:, 0].astype(np.int64), pixels.min(axis=1)
+    # Equal images once: else a thousand blank ones are a thousand ties.
+    rows = np.unique(np.concatenate(targets, axis=1), axis=0)
+    hashes, small = np.split(rows, [targets[0].shape[1]], axis=1)
+    index = faiss.IndexBinaryFlat(8 * hashes.shape[1])
+    index.add(np.ascontiguousarray(hashes))
+    last = min(_CANDIDATES, len(rows)) - 1
+    bits, pixels = np.empty(len(queries[0]), np.int64), np.empty(len(queries[0]))
+    todo, width = np.arange(len(bits)), min(4 * _CANDIDATES, len(rows))
+    while todo.size:
+        open_rows = []
+        for start in range(0, todo.size, step := max(1, 1_000_000 // width)):
+            at = todo[start : start + step]
+            found, ids = index.search(queries[0][at], width)
+            near = found <= found[:, last, None]
+            # Where a farther one was seen too, no tie was missed.
+            whole = ~near[:, -1] | (width == len(rows))
+            bits[at[whole]] = found[whole, 0]
+            pixels[at[whole]] = _least(queries[1][at[whole]], small, ids[whole], near[whole])
+            open_rows.append(at[~whole])
+        todo, width = np.concatenate(open_rows), min(4 * width, len(rows))
+    return bits, pixels
+
+
+def _least(
+    thumbnails: NDArray[np.uint8],
+    others: NDArray[np.uint8],
+    ids: NDArray[np.int64],
+    near: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Least difference of each thumbnail [n] from `others` at `ids` [n, k] where `near`."""
+    least = np.full(len(ids), np.inf)
+    at, column = np.nonzero(near)
+    for start in range(0, at.size, 4096):
+        part = slice(start, start + 4096)
+        one, other = at[part], ids[at[part], column[part]]
+        gaps = _standardised(thumbnails[one]) - _standardised(others[other])
+        np.minimum.at(least, one, np.sqrt((gaps**2).mean(axis=1)))
+    return least
 
 
 def _standardised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -119,24 +119,32 @@ def measure(task: Task, parameters: Any) -> TaskResult:
     add("nndr", _nndr(near.distances, near_real.distances, generated, held_out))
     add("authenticity", _authenticity(training, generated, held_out))
     add("ct_score", _ct(training, generated, held_out, task.seed))
-    try:
-        duplicates = find_duplicates(task, generated.images, training.images, held_out.images)
-    except ValueError as error:
-        add("near_duplicates", str(error))
-        copy = near.distances[:, 0] < threshold.distance
-    else:
-        add("near_duplicates", duplicates.rate)
-        notes += _notes(duplicates)
-        copy = (near.distances[:, 0] < threshold.distance) | duplicates.near
+    asked_sides = {
+        name: sides[name] for name in ("generated", "members", "others") if name in sides
+    }
+    duplicates = find_duplicates(
+        task,
+        {name: side.images for name, side in asked_sides.items()},
+        training.images,
+        held_out.images,
+    )
+    add("near_duplicates", duplicates.rate)
+    notes += _notes(duplicates)
+    values, copies = [], {}
+    for name, side in asked_sides.items():
+        distances = (
+            near if name == "generated" else nearest(side.features, training.features)
+        ).distances[:, 0]
+        copies[name] = (distances < threshold.distance) | duplicates.near[name]
+        values += [
+            ImageValues(name="nearest_training_distance", images=name, values=distances),
+            ImageValues(name="near_copy", images=name, values=copies[name].astype(np.float64)),
+        ]
+    copy = copies["generated"]
     order = np.lexsort((np.arange(copy.size), near.distances[:, 0]))[: parameters.pairs]
     return TaskResult(
         scores=scores,
-        values=[
-            ImageValues(
-                name="nearest_training_distance", images="generated", values=near.distances[:, 0]
-            ),
-            ImageValues(name="near_copy", images="generated", values=copy.astype(np.float64)),
-        ],
+        values=values,
         pairs=[
             ImagePairs(
                 kind="nearest_training",
@@ -248,8 +256,8 @@ def _against(found: Estimate, control: Estimate, generated: _Side, held_out: _Si
 
 
 def _notes(found: Duplicates) -> Iterator[str]:
-    if found.exact.any():
-        yield f"{int(found.exact.sum())} generated file(s) are training files, byte for byte."
+    if found.exact:
+        yield f"{found.exact} generated file(s) are training files, byte for byte."
     if found.leaked:
         yield (
             f"{found.leaked} held-out image(s) have the perceptual hash of a training image: look "

@@ -63,34 +63,26 @@ class Membership(TaskMetric):
         context: Context,
         tables: Mapping[str, PromptTable],
     ) -> Sequence[str]:
+        from chexgenbench_plugins.patients import check_patients
+
         remarks = []
-        for name, side in (("members", "training"), ("held_out", "test")):
-            table = tables[name].table
-            if len(table) < FEWEST:
+        sides = {"training": tables["members"], "test": tables["held_out"]}
+        for side, prompts in sides.items():
+            if len(prompts) < FEWEST:
                 raise UserError(
                     f"The metric 'membership' needs images for at least {FEWEST} {side} prompts "
-                    f"and gets {len(table)}.",
+                    f"and gets {len(prompts)}.",
                     hint=f"Set prompts to {FEWEST} or more, name a split with more {side} rows, or "
                     "leave the metric out.",
                 )
-            if len(table) < parameters.prompts:
+            if len(prompts) < parameters.prompts:
                 remarks.append(
-                    f"membership: {parameters.prompts:,} {side} prompts were asked for and "
-                    f"{len(table):,} are there."
+                    f"{parameters.prompts:,} {side} prompts were asked for and {len(prompts):,} "
+                    "are there"
                 )
-            known = int(table["patient_id"].notna().sum())
-            if not known and not parameters.without_patients:
-                raise UserError(
-                    f"The metric 'membership' must keep patients apart, and no {side} row has one.",
-                    hint="Name the column with columns.patient, or set without_patients=true to "
-                    "take every row for a patient of its own (its intervals are then too narrow).",
-                )
-            if 0 < known < len(table):
-                remarks.append(
-                    f"membership: {len(table) - known:,} of {len(table):,} {side} rows have no "
-                    "patient, and each is taken for one of its own."
-                )
-        return remarks
+        return remarks + check_patients(
+            "membership", sides, without_patients=parameters.without_patients
+        )
 
     def run(self, task: Task) -> TaskResult:
         from chexgenbench.statistics import Undefined
@@ -115,8 +107,7 @@ class Membership(TaskMetric):
             raise UserError(f"The metric 'membership' on {task.encoder!r}: {error}.") from error
         if common:
             notes.append(
-                f"membership: {common} held-out images show patients of the training side and were "
-                "left out."
+                f"{common} held-out images show patients of the training side and were left out."
             )
         real_count = len(members.real) + len(held_out.real)
         made_count = len(members.images) + len(held_out.images)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from chexgenbench import (
+    Context,
     ImageNeed,
     MetricSpec,
     Parameters,
@@ -17,6 +18,9 @@ from chexgenbench import (
     TaskResult,
     hookimpl,
 )
+
+if TYPE_CHECKING:
+    from chexgenbench.splits.prompts import PromptTable
 
 
 class MemorisationParameters(Parameters):
@@ -29,6 +33,9 @@ class MemorisationParameters(Parameters):
     subsamples: int = Field(10, ge=1, description="Cuts of the training side into equal sizes.")
     cosine: bool = Field(False, description="Features of length one, so cosine distances.")
     pairs: int = Field(50, ge=0, description="Nearest pairs that are shown.")
+    without_patients: bool = Field(
+        False, description="Take a row without a patient for a patient of its own."
+    )
 
 
 class Memorisation(TaskMetric):
@@ -37,7 +44,7 @@ class Memorisation(TaskMetric):
     @classmethod
     def needs(cls, parameters: Any) -> Mapping[str, ImageNeed]:
         needs = {
-            "generated": ImageNeed(side="test", source="model"),
+            "generated": ImageNeed(side="test", source="model", repeats=None),
             "training": ImageNeed(side="training", source="real"),
             "held_out": ImageNeed(side="test", source="real"),
         }
@@ -46,6 +53,18 @@ class Memorisation(TaskMetric):
             needs["members"] = ImageNeed(side="training", source="model", prompts=p, repeats=r)
             needs["others"] = ImageNeed(side="test", source="model", prompts=p, repeats=r)
         return needs
+
+    @classmethod
+    def check(
+        cls, parameters: Any, context: Context, tables: Mapping[str, PromptTable]
+    ) -> Sequence[str]:
+        from chexgenbench_plugins.patients import check_patients
+
+        return check_patients(
+            "memorisation",
+            {"training": tables["training"], "test": tables["held_out"]},
+            without_patients=parameters.without_patients,
+        )
 
     def run(self, task: Task) -> TaskResult:
         from chexgenbench_plugins.memorisation import measure

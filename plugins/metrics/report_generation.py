@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from chexgenbench import (
     UserError,
     hookimpl,
 )
+from chexgenbench_plugins.classification.data import by_id
 from chexgenbench_plugins.reports.settings import (
     METRIC,
     SCRATCH,
     SPECS,
     ReportParameters,
+    check_files,
     files_of,
     folders_of,
     remarks,
@@ -75,13 +78,17 @@ class ReportGeneration(TaskMetric):
                 hint="Name the column of patients in the split, or set without_patients=true: each "
                 "row is then taken for a patient of its own.",
             )
+        check_files(parameters, context)
         return remarks(parameters)
 
     def run(self, task: Task) -> TaskResult:
         from chexgenbench_plugins.reports.experiment import compose, reports_of
         from chexgenbench_plugins.reports.results import report_scores, scorer_of
 
-        own, sets = self.parameters, task.sets
+        own = self.parameters
+        # In whatever order rows come: training, batches and resampling follow this one.
+        sets = {name: by_id(images) for name, images in task.sets.items()}
+        task = replace(task, sets=sets)
         folders = folders_of(own, task.context)
         scorer = scorer_of(own, task.context, folders)
         regimes = {regime: reports_of(task, regime, own, folders) for regime in own.regimes}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chexgenbench import ImageSet, NotApplicable, Task, TaskResult, TaskScore
 from chexgenbench.statistics import mean_estimate
-from chexgenbench_plugins.reid.excess import mean_and_excess
+from chexgenbench_plugins.reid.excess import Balance, mean_and_excess
 from chexgenbench_plugins.reid.pairs import (
     FEWEST,
     Floats,
@@ -87,16 +87,20 @@ def distance_scores(
     task: Task, pairs: Pairs, prefix: str, made: MadeDistance, real: RealDistance
 ) -> TaskResult:
     """The scores ``PREFIX_mean``, ``PREFIX_min`` and ``PREFIX_real``."""
-    means, leasts, patients = [], [], []
+    means, leasts, patients, labels = [], [], [], []
     for name, (at, own) in zip(("members", "held_out"), pairs.sides, strict=True):
         used, mean, least, _ = by_prompt(own, made(task.sets[name], at, own))
         means.append(mean)
         leasts.append(least)
         patients.append(pairs.pool.patients[used])
+        labels.append(pairs.pool.labels[used])
+    balance = Balance.of(labels[0], labels[1], patients[1])
     sizes = {"n_real": len(means[0]), "n_fake": len(pairs.sides[0][0])}
     scores = []
     for name, (members, held_out) in (("mean", means), ("min", leasts)):
-        estimate, control, excess = mean_and_excess(members, patients[0], held_out, patients[1])
+        estimate, control, excess = mean_and_excess(
+            members, patients[0], held_out, patients[1], balance
+        )
         scores.append(
             TaskScore(
                 name=f"{prefix}_{name}", estimate=estimate, control=control, excess=excess, **sizes
@@ -119,7 +123,8 @@ def distance_scores(
                     n_real=len(values),
                 )
             )
-    return TaskResult(scores=scores, notes=_repeated(task))
+    notes = [*_repeated(task), *filter(None, (balance.warning, balance.fault))]
+    return TaskResult(scores=scores, notes=notes)
 
 
 def _repeated(task: Task) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ PUBLISHED = "raman07/Patient_ReIdentification_MIMIC"
 PUBLISHED_FILE = "ResNet-50_epoch11_data_handling_RPN.pth"
 """A state dict; only torch's restricted loader reads it, which runs no code."""
 
+NAME = "reidentification"
 PHANTOM = "phantom"
 CONFIG = "config.json"
 BLOCK = 256
@@ -46,7 +47,7 @@ def weight_files(source: str, context: Context) -> list[Path]:
     if single.is_file():
         folder, found = single.parent, [single]
     else:
-        folder = weight_folder(source, revision=None, home=context.home, what="reidentification")
+        folder = weight_folder(source, revision=None, home=context.home, what=NAME)
         found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pth"))
     if len(found) != 1:
         raise UserError(
@@ -76,6 +77,21 @@ def read_architecture(files: Sequence[Path]) -> Architecture:
     return Architecture()
 
 
+def check_weights(files: Sequence[Path], context: Context) -> None:
+    """Raises `UserError` where the weights are not those of the network."""
+    import torch
+
+    with torch.device("meta"):
+        network = build(read_architecture(files))
+    state = _state(files, context)
+    fill(network, {name: value.to("meta") for name, value in state.items()}, NAME)
+
+
+def _state(files: Sequence[Path], context: Context) -> dict[str, torch.Tensor]:
+    state = read_state(files[0], NAME, allow_pickle=context.allow_pickle)
+    return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+
+
 class Reidentifier:
     """The network, ready: embeddings of images, and scores of pairs from embeddings."""
 
@@ -83,13 +99,8 @@ class Reidentifier:
         self.architecture = read_architecture(files)
         self.identity = [sha256_file(path) for path in files]
         self.device = context.device
-        state = read_state(files[0], "reidentification", allow_pickle=context.allow_pickle)
         network = build(self.architecture)
-        fill(
-            network,
-            {name: v.float() if v.is_floating_point() else v for name, v in state.items()},
-            "reidentification",
-        )
+        fill(network, _state(files, context), NAME)
         self.network = network.eval().requires_grad_(False)
         self.weight: Vectors = self.network.fc_end.weight.numpy()[0]  # type: ignore[union-attr]
         self.bias = float(self.network.fc_end.bias)  # type: ignore[arg-type]
@@ -108,25 +119,30 @@ class Reidentifier:
         return pair_scores(first, second, self.weight, self.bias)
 
     def embed_sets(self, task: Task, sets: Sequence[ImageSet]) -> list[Vectors]:
-        """The embeddings of each set; every content is decoded and seen once, and kept in blocks
-        in the task's folder, so that a killed run goes on where it was.
+        """The embeddings of each set, in which every content is decoded and seen once; kept in
+        blocks in the task's folder, so that a killed run goes on where it was.
+
+        A batch decides the last digits of its rows, so each set has batches of its own: a real
+        image has one embedding whatever model is looked at.
 
         Raises:
             UserError: an embedding is not finite: the weights are broken.
         """
-        paths = {key: path for one in sets for key, path in zip(one.keys, one.paths, strict=True)}
-        # By content: neither the order of the rows nor another set changes a batch's neighbours.
-        keys = sorted(paths)
+        with task.stage("embed for re-identification", sum(map(len, sets)), "images") as advance:
+            return [self._embed_set(task, one, advance) for one in sets]
+
+    def _embed_set(self, task: Task, images: ImageSet, advance: Callable[[int], None]) -> Vectors:
+        paths = dict(zip(images.keys, images.paths, strict=True))
+        keys = sorted(paths)  # by content, so that the order of the rows plays no part
         table = np.zeros((len(keys), self.architecture.features), np.float32)
-        with task.stage("embed for re-identification", len(keys), "images") as advance:
-            for start in range(0, len(keys), BLOCK):
-                block = keys[start : start + BLOCK]
-                table[start : start + BLOCK] = self._block(task, block, paths)
-                advance(len(block))
+        for start in range(0, len(keys), BLOCK):
+            block = keys[start : start + BLOCK]
+            table[start : start + BLOCK] = self._block(task, block, paths)
+            advance(len(block))
         if not np.isfinite(table).all():
             raise UserError("The re-identification network gives NaN: its weights are broken.")
         position = {key: at for at, key in enumerate(keys)}
-        return [table[[position[key] for key in one.keys]] for one in sets]
+        return table[[position[key] for key in images.keys]]
 
     def _block(self, task: Task, keys: Sequence[str], paths: dict[str, Path]) -> Vectors:
         import torch

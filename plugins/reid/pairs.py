@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chexgenbench import ImageNeed, ImageSet, UserError
 from chexgenbench.splits.prompts import PromptTable
+from chexgenbench_plugins.patients import check_patients
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -75,8 +76,8 @@ def check_tables(
         UserError: a side has too few prompts, or no patients and `without_patients` is not set.
     """
     remarks = []
-    for name, side in (("members", "training"), ("held_out", "test")):
-        table = tables[name].table
+    sides = {"training": tables["members"], "test": tables["held_out"]}
+    for side, table in sides.items():
         if len(table) < FEWEST:
             raise UserError(
                 f"The metric {metric!r} needs {FEWEST} {side} prompts at least; the split has "
@@ -87,13 +88,7 @@ def check_tables(
             remarks.append(
                 f"{len(table):,} {side} prompts are there and {prompts:,} were asked for"
             )
-        if not table["patient_id"].notna().any() and not without_patients:
-            raise UserError(
-                f"The metric {metric!r} compares patients, and the {side} rows have none.",
-                hint="Name the column with columns.patient, or say without_patients=true to take "
-                "every row for a patient of its own (then intervals can be too narrow).",
-            )
-    return remarks
+    return remarks + check_patients(metric, sides, without_patients=without_patients)
 
 
 def own_images(made: ImageSet, real: ImageSet) -> Integers:

@@ -8,10 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chexgenbench import ImagePairs, ImageSet, NotApplicable, Task, TaskResult, TaskScore
+from chexgenbench import (
+    ImagePairs,
+    ImageSet,
+    ImageValues,
+    NotApplicable,
+    Task,
+    TaskResult,
+    TaskScore,
+)
 from chexgenbench.statistics import Estimate, mean_estimate
 from chexgenbench.statistics.classification import Undefined, roc_auc
-from chexgenbench_plugins.reid.excess import mean_and_excess, share, share_excess, threshold_at
+from chexgenbench_plugins.reid.excess import (
+    Balance,
+    mean_and_excess,
+    share,
+    share_excess,
+    threshold_at,
+)
 from chexgenbench_plugins.reid.loading import Reidentifier, Vectors
 from chexgenbench_plugins.reid.pairs import (
     FEWEST,
@@ -39,6 +53,7 @@ class Side:
         scores: float64 [n].
         mean, best: float64 [p], of the images of each prompt.
         patients: [p], whose prompt it is.
+        labels: float64 [p, 14], the findings of the prompt's own image.
     """
 
     name: str
@@ -48,6 +63,7 @@ class Side:
     mean: Floats
     best: Floats
     patients: NDArray[Any]
+    labels: Floats
 
     @classmethod
     def of(
@@ -71,6 +87,7 @@ class Side:
             mean=mean,
             best=best,
             patients=real.patients[used],
+            labels=real.labels[used],
         )
 
 
@@ -137,43 +154,49 @@ def reidentify(
     real = Network.of(pool, np.concatenate(vectors[2:]), network, repeats)
     threshold, chance = threshold_at(real.best, rate)
     warning = _warning(real.auc(), chance, rate, len(real.best))
-    scores = _scores(sides[0], sides[1], real, threshold)
+    balance = Balance.of(sides[0].labels, sides[1].labels, sides[1].patients)
+    scores = _scores(sides[0], sides[1], real, threshold, balance)
     return TaskResult(
         scores=[
-            replace(one, estimate=replace(one.estimate, warning=warning))
+            replace(one, estimate=_warned(one.estimate, warning))
             if warning and isinstance(one.estimate, Estimate)
             else one
             for one in scores
         ],
+        values=_values(sides[0], sets[0], threshold),
         pairs=[_pairs(sides[0], sets[0], threshold, pairs)] if pairs else [],
-        notes=_notes(task, sides, threshold, chance, warning),
+        notes=_notes(task, sides, threshold, chance, [warning, balance.warning, balance.fault]),
     )
 
 
-def _scores(members: Side, held_out: Side, real: Network, threshold: float) -> list[TaskScore]:
+def _scores(
+    members: Side, held_out: Side, real: Network, threshold: float, balance: Balance
+) -> list[TaskScore]:
     made, tested = len(members.at), len(members.best)
-    shares = [share(side.best > threshold, side.patients) for side in (members, held_out)]
+    shares = [
+        replace(share(members.best > threshold, members.patients), warning=balance.warning),
+        share(held_out.best > threshold, held_out.patients, balance.weights),
+    ]
     mean, control, excess = mean_and_excess(
-        members.mean, members.patients, held_out.mean, held_out.patients
+        members.mean, members.patients, held_out.mean, held_out.patients, balance
     )
     sizes = {"n_real": tested, "n_fake": made}
     largest = [Estimate(float(s.scores.max()), reason="a maximum has none") for s in
                (members, held_out)]  # fmt: skip
-    counts = [int((side.best > threshold).sum()) for side in (members, held_out)]
     scores = [
         TaskScore(
             name="reid_rate",
             estimate=shares[0],
             control=shares[1].value,
-            excess=share_excess(*shares),
+            excess=share_excess(*shares, balance.fault),
             **sizes,
         ),
         TaskScore(name="reid_mean", estimate=mean, control=control, excess=excess, **sizes),
         TaskScore(name="reid_max", estimate=largest[0], control=largest[1].value, **sizes),
         TaskScore(
             name="reid_count",
-            estimate=Estimate(float(counts[0]), reason="see reid_rate"),
-            control=counts[1] * tested / len(held_out.best),
+            estimate=Estimate(float((members.best > threshold).sum()), reason="see reid_rate"),
+            control=shares[1].value * tested,
             **sizes,
         ),
         TaskScore(name="reid_network_auc", estimate=real.auc(), n_real=len(real.other)),
@@ -199,6 +222,16 @@ def _scores(members: Side, held_out: Side, real: Network, threshold: float) -> l
             ),
         ]
     return scores
+
+
+def _values(members: Side, made: ImageSet, threshold: float) -> list[ImageValues]:
+    """Whether an image shows its prompt's own patient: then it must not leave either."""
+    matched = np.zeros(len(made))
+    matched[members.at] = members.scores > threshold
+    return [
+        ImageValues(name=name, images="members", values=matched)
+        for name in ("reid_match", "near_copy")
+    ]
 
 
 def _pairs(members: Side, made: ImageSet, threshold: float, count: int) -> ImagePairs:
@@ -232,8 +265,13 @@ def _warning(auc: Estimate | str, chance: float, rate: float, images: int) -> st
     return "; ".join(said) or None
 
 
+def _warned(estimate: Estimate, warning: str) -> Estimate:
+    own = [estimate.warning] if estimate.warning else []
+    return replace(estimate, warning="; ".join([warning, *own]))
+
+
 def _notes(
-    task: Task, sides: list[Side], threshold: float, chance: float, warning: str | None
+    task: Task, sides: list[Side], threshold: float, chance: float, warnings: list[str | None]
 ) -> list[str]:
     notes = [
         f"a score above {threshold:.4f} is a match; the best of as many real "
@@ -247,4 +285,4 @@ def _notes(
                 f"{lost} images of {side.name} were left out, because the real "
                 "image of their prompt cannot be read."
             )
-    return [*notes, warning] if warning else notes
+    return [*notes, *filter(None, warnings)]

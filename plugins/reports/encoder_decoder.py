@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from chexgenbench import UserError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
 _DONE, _STATE = "trained", "epoch-{:04d}"
+_WHAT = "the report generator"
+_FILES_ALONE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""For ``from_pretrained``: no download, and neither code of a folder nor a question about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,8 @@ def train(
     """Fine-tunes, or trains from random weights, on pairs of an image and its report.
 
     Each epoch takes its order and its dropout from the seed and its number, and ends with a
-    checkpoint: a killed training goes on from there to the same weights.
+    checkpoint: a killed training goes on from there to the same weights. Of several processes with
+    one folder the first trains, and the others wait for what it leaves.
 
     Args:
         images: Grey levels [n, size, size], read a batch at a time.
@@ -95,15 +100,31 @@ def train(
     Raises:
         UserError: a half cannot be loaded, or the encoder wants other images.
     """
+    done = folder / _DONE
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if done.is_dir():
+            advance(training.epochs)
+        else:
+            _train(images, texts, folder, training, sizes, encoder, decoder, advance)
+    return done
+
+
+def _train(
+    images: NDArray[np.uint8] | Chosen,
+    texts: Sequence[str],
+    folder: Path,
+    training: Training,
+    sizes: Sizes,
+    encoder: Path | None,
+    decoder: Path | None,
+    advance: Callable[[int], None],
+) -> None:
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from transformers import get_cosine_schedule_with_warmup
 
-    done = folder / _DONE
-    if done.is_dir():
-        advance(training.epochs)
-        return done
     quiet()
     with torch.random.fork_rng(_devices(training.device)):
         torch.manual_seed(training.seed)
@@ -143,12 +164,65 @@ def train(
                 optimizer.zero_grad()
             _save(accelerator, folder, epoch + 1)
             advance(1)
-        with _whole(done) as aside:
+        with _whole(folder / _DONE) as aside:
             accelerator.unwrap_model(network).save_pretrained(aside)
             tokenizer.save_pretrained(aside)
     for left in folder.glob("epoch-*"):
         shutil.rmtree(left)
-    return done
+
+
+def check_halves(encoder: Path | None, decoder: Path | None, *, size: int, tokens: int) -> None:
+    """Refuses folders that `train` could not use, as far as their configuration tells.
+
+    Args:
+        encoder: A folder with an image encoder; None: from scratch.
+        decoder: A folder with a text decoder; None: from scratch.
+        size: Pixels a side of the images.
+        tokens: Of a report at most.
+
+    Raises:
+        UserError: a configuration cannot be read, wants code of its own, or is of another kind of
+            network, of other images or of shorter texts.
+    """
+    if encoder is not None:
+        wanted = getattr(_config(encoder, "image encoder"), "image_size", None)
+        if wanted is None:
+            raise UserError(
+                f"The image encoder of {_WHAT} in {encoder} is none of images of a fixed size.",
+                hint="Name a vision transformer, or take --set report-generation.encoder=scratch",
+            )
+        if wanted not in (size, [size, size], (size, size)):
+            square = wanted if isinstance(wanted, int) else wanted[0]
+            raise UserError(
+                f"The image encoder of {_WHAT} in {encoder} reads images of {wanted} pixels, not "
+                f"of {size}.",
+                hint=f"--set report-generation.size={square}",
+            )
+    if decoder is not None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        config = _config(decoder, "text decoder")
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(
+                f"The text decoder of {_WHAT} in {decoder} writes no text: it is of the kind "
+                f"{config.model_type!r}."
+            )
+        longest = getattr(config, "max_position_embeddings", tokens)
+        if longest < tokens:
+            raise UserError(
+                f"The text decoder of {_WHAT} in {decoder} writes {longest} tokens at most, not "
+                f"{tokens}.",
+                hint=f"--set report-generation.tokens={longest}",
+            )
+
+
+def _config(folder: Path, half: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, **_FILES_ALONE)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"The {half} of {_WHAT} cannot be loaded: {folder}") from error
 
 
 def generate(
@@ -174,8 +248,8 @@ def generate(
     from transformers import AutoTokenizer, GenerationConfig, VisionEncoderDecoderModel
 
     quiet()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    network = VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **_FILES_ALONE)
+    network = VisionEncoderDecoderModel.from_pretrained(folder, **_FILES_ALONE)
     network.eval().to(device)
     unknown = tokenizer.unk_token_id
     settings = GenerationConfig(
@@ -220,7 +294,6 @@ def _build(
     decoder: Path | None,
 ) -> tuple[VisionEncoderDecoderModel, PreTrainedTokenizerBase]:
     from transformers import (
-        AutoConfig,
         AutoModel,
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -231,8 +304,8 @@ def _build(
         ViTModel,
     )
 
-    what = "the report generator"
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    check_halves(encoder, decoder, size=size, tokens=training.tokens)
+    options = _FILES_ALONE | {"use_safetensors": True}
     tokenizer: Any
     if decoder is None:
         tokenizer = word_tokenizer(texts)
@@ -251,12 +324,12 @@ def _build(
         )
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(decoder, local_files_only=True)
-            config = AutoConfig.from_pretrained(decoder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(decoder, **_FILES_ALONE)
+            config = _config(decoder, "text decoder")
             config.is_decoder = config.add_cross_attention = True
             writer = AutoModelForCausalLM.from_pretrained(decoder, config=config, **options)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"The text decoder of {what} cannot be loaded: {decoder}") from error
+            raise UserError(f"The text decoder of {_WHAT} cannot be loaded: {decoder}") from error
         if tokenizer.eos_token_id is None:
             tokenizer.eos_token = tokenizer.sep_token
         if tokenizer.bos_token_id is None:
@@ -280,13 +353,7 @@ def _build(
         try:
             reader = AutoModel.from_pretrained(encoder, **options)
         except (OSError, ValueError) as error:
-            raise UserError(f"The image encoder of {what} cannot be loaded: {encoder}") from error
-        if reader.config.image_size not in (size, [size, size], (size, size)):
-            raise UserError(
-                f"The image encoder of {what} in {encoder} reads images of "
-                f"{reader.config.image_size} pixels, not of {size}.",
-                hint=f"--set report-generation.image_size={reader.config.image_size}",
-            )
+            raise UserError(f"The image encoder of {_WHAT} cannot be loaded: {encoder}") from error
     network = VisionEncoderDecoderModel(encoder=reader, decoder=writer)
     network.config.decoder_start_token_id = tokenizer.bos_token_id
     network.config.pad_token_id = tokenizer.pad_token_id

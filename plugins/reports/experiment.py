@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from chexgenbench import ImageSet, NotApplicable, Task
 from chexgenbench.files import digest, read_json, sha256_bytes, sha256_file, write_json
 from chexgenbench_plugins.reports.encoder_decoder import Sizes, Training, generate, train
@@ -70,7 +72,7 @@ def reports_of(
     them: what was done is found, also by another model's run.
 
     Args:
-        task: With the sets ``real``, ``synthetic`` and ``test``.
+        task: With the sets ``real``, ``synthetic`` and ``test``, each in the order of its ids.
         regime: What to train on.
         parameters: How the generator is made and trained.
         folders: ``encoder`` and ``decoder`` where they are loaded.
@@ -136,19 +138,21 @@ def _written(
     task: Task, regime: Regime, trained: Path, facts: Any, *, size: int, training: Training
 ) -> list[str]:
     test = task.sets["test"]
-    file = task.part("write", facts, digest(list(test.keys))) / "reports.json"
-    if not file.is_file():
-        images = pixels(task, test, size)
-        with task.stage(f"write reports after {regime}", len(test), "images") as advance:
-            reports = generate(
-                images,
-                trained,
-                tokens=training.tokens,
-                batch_size=training.batch_size,
-                device=training.device,
-                advance=advance,
-            )
-        write_json(file, reports)
+    folder = task.part("write", facts, digest(list(test.keys)))
+    file = folder / "reports.json"
+    with FileLock(folder / "lock"):
+        if not file.is_file():
+            images = pixels(task, test, size)
+            with task.stage(f"write reports after {regime}", len(test), "images") as advance:
+                reports = generate(
+                    images,
+                    trained,
+                    tokens=training.tokens,
+                    batch_size=training.batch_size,
+                    device=training.device,
+                    advance=advance,
+                )
+            write_json(file, reports)
     found: list[str] = read_json(file)
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from chexgenbench.files import atomic_path
@@ -31,17 +32,19 @@ def grey_images(
         BadImage: an image cannot be read.
     """
     file = folder / "images.npy"
-    if not file.is_file():
-        with atomic_path(file) as aside:
-            shape = (len(paths), size, size)
-            made = np.lib.format.open_memmap(aside, "w+", np.uint8, shape)
-            for at, path in enumerate(paths):
-                made[at] = squared(read_image(path), size)
-                advance(1)
-            made.flush()
-            del made
-    else:
-        advance(len(paths))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not file.is_file():
+            with atomic_path(file) as aside:
+                shape = (len(paths), size, size)
+                made = np.lib.format.open_memmap(aside, "w+", np.uint8, shape)
+                for at, path in enumerate(paths):
+                    made[at] = squared(read_image(path), size)
+                    advance(1)
+                made.flush()
+                del made
+        else:
+            advance(len(paths))
     stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
     return stored
 

@@ -98,31 +98,12 @@ class CheXbert:
             UserError: a file is missing, broken or of another network.
         """
         from tokenizers import BertWordPieceTokenizer
-        from transformers import BertConfig
 
-        from chexgenbench_plugins.weights import read_content
-
-        weights, vocabulary = chexbert_files(folder)[:2]
-        config_file = folder / "config.json"
-        config = BertConfig.from_json_file(config_file) if config_file.is_file() else BertConfig()
+        config = _chexbert_config(folder)
         self.network = _network(config)
-        content = read_content(weights, "weights of CheXbert", allow_pickle=allow_pickle)
-        state = content.get("model_state_dict", content) if isinstance(content, dict) else None
-        if not isinstance(state, dict):
-            raise UserError(f"{weights} does not hold CheXbert's weights.")
-        # The training code wrapped the network for several GPUs.
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-        state.pop("bert.embeddings.position_ids", None)
-        try:
-            self.network.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            raise UserError(
-                f"{weights} does not hold the weights of CheXbert's network: "
-                f"{str(error).splitlines()[-1].strip()[:200]}",
-                hint="Expected are BERT's names below bert. and linear_heads.0 to 13, with "
-                "config.json beside the file where BERT is not of the base size.",
-            ) from error
+        _fill(self.network, folder, allow_pickle=allow_pickle)
         self.network.eval().to(device)
+        vocabulary = chexbert_files(folder)[1]
         self.tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
         longest = min(_LONGEST, config.max_position_embeddings)
         self.tokenizer.enable_truncation(longest)
@@ -166,6 +147,53 @@ def chexbert_files(folder: Path) -> list[Path]:
             "google-bert/bert-base-uncased: put both into one folder.",
         )
     return [weights, vocabulary, *([config] if config.is_file() else [])]
+
+
+def check_chexbert(folder: Path, *, allow_pickle: bool = False) -> None:
+    """Raises the `UserError` that loading `CheXbert` would, without its computation or memory."""
+    import torch
+
+    with torch.device("meta"):
+        network = _network(_chexbert_config(folder))
+    # Assigned and not copied: names and shapes are compared, and the file stays on the disk.
+    _fill(network, folder, allow_pickle=allow_pickle, assign=True)
+
+
+def _chexbert_config(folder: Path) -> Any:
+    from transformers import BertConfig
+
+    file = folder / "config.json"
+    if not file.is_file():
+        return BertConfig()
+    try:
+        return BertConfig.from_json_file(file)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"The configuration of CheXbert cannot be read: {file}") from error
+
+
+def _fill(
+    network: torch.nn.Module, folder: Path, *, allow_pickle: bool, assign: bool = False
+) -> None:
+    """Loads the weights in `folder` into CheXbert's network."""
+    from chexgenbench_plugins.weights import read_content
+
+    weights = chexbert_files(folder)[0]
+    content = read_content(weights, "weights of CheXbert", allow_pickle=allow_pickle)
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise UserError(f"{weights} does not hold CheXbert's weights.")
+    # The training code wrapped the network for several GPUs.
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state.pop("bert.embeddings.position_ids", None)
+    try:
+        network.load_state_dict(state, strict=True, assign=assign)
+    except RuntimeError as error:
+        raise UserError(
+            f"{weights} does not hold the weights of CheXbert's network: "
+            f"{str(error).splitlines()[-1].strip()[:200]}",
+            hint="Expected are BERT's names below bert. and linear_heads.0 to 13, with "
+            "config.json beside the file where BERT is not of the base size.",
+        ) from error
 
 
 def _network(config: Any) -> torch.nn.Module:

@@ -81,8 +81,9 @@ class LlavaRad:
             raise UserError(f"LLaVA-Rad is not in {folder}: {', '.join(missing)} missing.")
         self.device, self.dtype = context.device, getattr(torch, context.dtype)
         self.tower, self.size = _tower(folder, context)
-        self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-        language = LlamaForCausalLM.from_pretrained(base, local_files_only=True, dtype=self.dtype)
+        alone: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(base, **alone)
+        language = LlamaForCausalLM.from_pretrained(base, dtype=self.dtype, **alone)
         self.language = _with_lora(language, folder).eval().to(self.device)
         self.projector = _projector(
             folder, self.tower.embed_dim, language.config.hidden_size, context

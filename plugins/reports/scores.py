@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chexgenbench import FINDINGS, UserError
+from chexgenbench.files import read_json
 from chexgenbench.statistics.classification import cluster_bootstrap
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import Groups, linear, units_of
@@ -36,6 +37,7 @@ FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusi
 """The findings of "F1-5", those of the CheXpert competition (Irvin et al. 2019)."""
 
 _STEP = 1e-4
+_FILES_ALONE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def bleu(references: Texts, generated: Texts, *, order: int = 4, groups: Groups = None) -> Estimate:
@@ -191,20 +193,23 @@ def bert_score(
     """
     from collections import defaultdict
 
-    from bert_score.utils import bert_cos_score_idf, get_model, get_tokenizer
-    from transformers import AutoConfig
+    from bert_score.utils import bert_cos_score_idf
+    from transformers import AutoModel, AutoTokenizer
 
     _same(references, generated)
+    config = text_encoder_config(folder, layer)
+    # Layers that are not used are not made. bert-score's own loader would ask on the terminal
+    # whether to run code that lies in the folder.
+    config.num_hidden_layers = layer or config.num_hidden_layers
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = get_tokenizer(str(folder))
-        model = get_model(str(folder), layer or config.num_hidden_layers)
-    except (OSError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"The text encoder of BERTScore cannot be loaded from {folder}.",
-            hint="Name a folder with config.json, model.safetensors and the tokenizer's files, and "
-            "a layer that it has.",
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_FILES_ALONE)
+        model = AutoModel.from_pretrained(
+            folder, config=config, use_safetensors=True, **_FILES_ALONE
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_text_encoder(folder) from error
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
     longest = getattr(config, "max_position_embeddings", 512)
     # A tokenizer that was saved without its length says 1e30, which is no length.
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
@@ -224,6 +229,37 @@ def bert_score(
         )
         scores[kept] = found[:, 2].numpy()
     return scores
+
+
+def text_encoder_config(folder: Path, layer: int | None) -> Any:
+    """The configuration of the text encoder in `folder`.
+
+    Raises:
+        UserError: it cannot be read, wants code of its own, or has no such layer.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, **_FILES_ALONE)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _no_text_encoder(folder) from error
+    layers = getattr(config, "num_hidden_layers", None)
+    if layers is None:
+        raise _no_text_encoder(folder)
+    if layer is not None and layer > layers:
+        raise UserError(
+            f"The text encoder of BERTScore in {folder} has {layers} layers, and layer {layer} is "
+            "asked for.",
+            hint=f"--set report-generation.bertscore_layer={layers}",
+        )
+    return config
+
+
+def _no_text_encoder(folder: Path) -> UserError:
+    return UserError(
+        f"The text encoder of BERTScore cannot be loaded from {folder}.",
+        hint="Name a folder with config.json, model.safetensors and the tokenizer's files.",
+    )
 
 
 def radgraph_f1(
@@ -262,6 +298,8 @@ def radgraph_f1(
         done = subprocess.run(
             [str(python), "-P", str(worker), *arguments],
             capture_output=True,
+            # transformers asks there whether to run code that lies beside weights.
+            stdin=subprocess.DEVNULL,
             env=os.environ | offline,
             check=False,
             text=True,
@@ -293,6 +331,19 @@ def radgraph_files(folder: Path) -> list[Path]:
             hint="Unpack radgraph-xl.tar.gz of StanfordAIMI/RRG_scorers into a folder radgraph-xl.",
         )
     return [*files, *(path for path in (folder / "vocabulary").glob("*") if path.is_file())]
+
+
+def check_radgraph(folder: Path) -> None:
+    """Raises `UserError` where the files in `folder` are plainly none of RadGraph's."""
+    config, weights = radgraph_files(folder)[:2]
+    content = read_json(config)
+    if not isinstance(content, dict) or "model" not in content:
+        raise UserError(f"{config} is no configuration of RadGraph: it describes no model.")
+    with weights.open("rb") as file:
+        head = file.read(2)
+    # What torch.save writes: a zip archive, or before torch 1.6 a pickle.
+    if head not in (b"PK", b"\x80\x02"):
+        raise UserError(f"The weights of RadGraph are no file of torch: {weights}")
 
 
 def label_parts(truth: ArrayLike, stated: ArrayLike, *, uncertain: Uncertain) -> Floats:

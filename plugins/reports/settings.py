@@ -187,6 +187,31 @@ def files_of(folders: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
+def check_files(parameters: ReportParameters, context: Context) -> None:
+    """Looks into the files that are named, as far as that is cheap.
+
+    Raises:
+        UserError: they are of another network, or cannot be used at these sizes.
+    """
+    from chexgenbench_plugins.reports.encoder_decoder import check_halves
+    from chexgenbench_plugins.reports.labellers import check_chexbert
+    from chexgenbench_plugins.reports.scores import check_radgraph, text_encoder_config
+
+    folders = folders_of(parameters, context)
+    check_halves(
+        folders.get("encoder"),
+        folders.get("decoder"),
+        size=parameters.size,
+        tokens=parameters.tokens,
+    )
+    if "bertscore" in folders:
+        text_encoder_config(folders["bertscore"], parameters.bertscore_layer)
+    if "chexbert" in folders and parameters.labeller == "chexbert":
+        check_chexbert(folders["chexbert"], allow_pickle=context.allow_pickle)
+    if "radgraph" in folders:
+        check_radgraph(folders["radgraph"])
+
+
 def missing_scores(parameters: ReportParameters) -> dict[str, str]:
     """Scores that are not taken because their files are not named, to the reason."""
     reasons = {

@@ -50,6 +50,7 @@ class Choice:
 
     Attributes:
         judge: facts of the judge and its counts; None: none was asked.
+        changed: files that lost metadata.
         licences: of the model's weights and of the split.
     """
 
@@ -59,6 +60,7 @@ class Choice:
     limit: int | None = None
     qualities: Sequence[str] = ()
     judge: Mapping[str, Any] | None = None
+    changed: int = 0
     licences: tuple[str, str] = ("not stated", "not stated")
 
 
@@ -69,8 +71,9 @@ def privacy_remark(rows: Rows) -> str:
     kept = int((rows.near_copy == 1).sum())
     if unseen == len(rows) and not gone:
         return (
-            "NO PRIVACY METRIC LOOKED AT THESE IMAGES. Nothing is known of copies of training "
-            "images among them; that none was left out does not mean that there are none."
+            f"NO PRIVACY METRIC LOOKED AT THESE IMAGES{_instead(rows)}. Nothing is known of copies "
+            "of training images among them; that none was left out does not mean that there are "
+            "none."
         )
     remark = f"A privacy metric left out {_images(gone)} as near-copies of training images."
     if kept:
@@ -81,6 +84,23 @@ def privacy_remark(rows: Rows) -> str:
     if unseen:
         remark += f" At {_images(unseen)} of these no privacy metric looked."
     return remark
+
+
+def _instead(rows: Rows) -> str:
+    """What the run's metrics did where none looked at these images."""
+    if rows.examined:
+        return f", though one looked at {_images(rows.examined)} of the run that are not here"
+    names = [
+        name
+        for name, facts in rows.record.metrics.items()
+        if any(need.startswith("training-") for need in facts.get("needs", {}).values())
+    ]
+    if not names:
+        return ""
+    return (
+        ": the run's metrics that use training images ("
+        f"{', '.join(sorted(names))}) said of no image whether it is a copy"
+    )
 
 
 def provenance(rows: Rows, choice: Choice, format: Format) -> dict[str, Any]:
@@ -98,7 +118,9 @@ def provenance(rows: Rows, choice: Choice, format: Format) -> dict[str, Any]:
         "near_copies": {
             "kept": int((rows.near_copy == 1).sum()),
             "not_examined": int(pd.isna(rows.near_copy).sum()),
+            "examined_in_run": rows.examined,
         },
+        "metadata_removed": choice.changed,
         "where": choice.where,
         "limit": choice.limit,
         "allow_near_copies": choice.allow_near_copies,
@@ -162,7 +184,12 @@ def escape(text: object) -> str:
 
 
 def _content(rows: Rows, choice: Choice) -> str:
-    lines = ["- `image`, and `file_name` and `sha256` of its file"]
+    lines = ["- `image`, and `file_name` and `sha256` of its file; `source_sha256` of the run's"]
+    if choice.changed:
+        lines.append(
+            f"- {_images(choice.changed)} without the text, EXIF, colour profile or other metadata "
+            "of the run's file; the pixels are the same"
+        )
     if rows.prompts:
         lines.append("- `prompt`, `prompt_id`: what the model was asked for")
     else:
@@ -197,6 +224,8 @@ def _chosen(rows: Rows, choice: Choice) -> str:
             f"- judge {_code(choice.judge['name'])}: {escape(counts)}; kept: "
             f"{escape(', '.join(choice.qualities))}"
         )
+        if choice.judge.get("not_judged"):
+            lines.append(f"- {escape(choice.judge['not_judged'])}")
     return "\n".join(lines) + "\n"
 
 
@@ -243,7 +272,13 @@ def _scores(scores: pd.DataFrame) -> str:
 
 
 def _remarks(score: Mapping[Hashable, Any]) -> str:
-    """What a reader must know of the value; a warning may begin with the reason."""
+    """What a reader must know of the value; a warning may begin with the reason.
+
+    The message of a failure may quote what does not leave, such as a path; its kind does not.
+    """
+    if score["status"] == "failed":
+        kind = str(score["reason"]).partition(":")[0]
+        return f"failed ({kind})" if kind.isidentifier() else "failed"
     reason, warning = (
         "" if pd.isna(score[name]) else str(score[name]) for name in ("reason", "warning")
     )

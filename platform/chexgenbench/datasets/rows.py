@@ -39,10 +39,13 @@ class Rows:
     Attributes:
         table: ``file_name``, ``prompt``, ``prompt_id``, the findings (Int8: 1, 0, -1, missing),
             ``quality`` (missing until a judge spoke), ``seed``, ``repeat``, ``model``, ``split``,
-            a column a score (``alignment@biomedclip``), ``sha256``, ``flags``.
+            a column a score (``alignment@biomedclip``), ``sha256`` (which an export writes anew
+            for a file that loses metadata), ``source_sha256`` (the run's), ``flags``.
         paths: where each image lies.
-        near_copy: float64 [n], 1 where a privacy metric says so, 0 where it looked and found no
-            copy, NaN where none looked.
+        near_copy: float64 [n], 1 where a privacy metric says so, of this image or of one of equal
+            content in the run, 0 where it looked and found no copy, NaN where none looked.
+        examined: of how many images of the run, here or not, a privacy metric said whether they
+            are near-copies.
         scores: the score columns of `table`.
         counted: the run's scores, a row each, as in the store.
         side: the side of the split that the prompts are of, ``test`` or ``training``.
@@ -61,6 +64,7 @@ class Rows:
     pool: str | None
     left_out: dict[str, int] = field(default_factory=dict)
     prompts: bool = True
+    examined: int = 0
 
     def __len__(self) -> int:
         return len(self.table)
@@ -70,7 +74,7 @@ class Rows:
         """What an export writes of `table`, in order; prompts only where they may leave."""
         text = ("prompt", "prompt_id") if self.prompts else ()
         known = ("quality", "seed", "repeat", "model", "split")
-        return ("file_name", *text, *FINDINGS, *known, *self.scores, "sha256")
+        return ("file_name", *text, *FINDINGS, *known, *self.scores, "sha256", "source_sha256")
 
     def keep(self, mask: NDArray[np.bool_], why: str) -> Rows:
         """The rows where `mask` is true; how many go, and why, is remembered."""
@@ -135,10 +139,11 @@ def read_rows(home: Home, run_id: str, pool: str | None, *, include_credentialed
     of_prompts = ["prompt_id", "prompt", "line", *FINDINGS]
     table = images.merge(prompts[of_prompts], on="prompt_id", how="left", validate="m:1")
     table = table.sort_values(["line", "prompt_id", "repeat"], kind="stable", ignore_index=True)
-    wide = _wide(read("sample_scores"))
+    values = read("sample_scores")
+    copies = _near_copies(values, [read("images"), read("pool_images")])
+    wide = _wide(values[values["metric"] != NEAR_COPY])
     table = table.merge(wide, on="image_id", how="left", validate="1:1")
-    near = [name for name in wide.columns if name.partition("@")[0] == NEAR_COPY]
-    scores = tuple(name for name in wide.columns if name not in (*near, "image_id"))
+    scores = tuple(name for name in wide.columns if name != "image_id")
     scores = tuple(name for name in scores if table[name].notna().any())
     prompts_leave = include_credentialed or not record.credentialed
     paths = tuple(map(partial(_path, home), table["generation_id"], table["path"]))
@@ -151,22 +156,21 @@ def read_rows(home: Home, run_id: str, pool: str | None, *, include_credentialed
         repeat=table["repeat"].astype("Int64"),
         model=record.model,
         split=record.split,
-    )
-    near_copy = (
-        table[near].max(axis=1).to_numpy(np.float64) if near else np.full(len(table), np.nan)
+        source_sha256=table["sha256"],
     )
     shown = ["file_name", "prompt", "prompt_id", *FINDINGS, "quality", "seed", "repeat"]
-    shown += ["model", "split", *scores, "sha256", "flags"]
+    shown += ["model", "split", *scores, "sha256", "source_sha256", "flags"]
     rows = Rows(
         record=record,
         table=table[shown],
         paths=paths,
-        near_copy=near_copy,
+        near_copy=table["sha256"].map(copies).to_numpy(np.float64),
         scores=scores,
         counted=read("scores"),
         side=side,
         pool=pool,
         prompts=prompts_leave,
+        examined=int((values["metric"].eq(NEAR_COPY) & values["value"].notna()).sum()),
     )
     return rows.keep((table["status"] == "ok").to_numpy(np.bool_), "unreadable in the run")
 
@@ -201,6 +205,14 @@ def judged(rows: Rows, answers: Sequence[str], keep: Sequence[str]) -> Rows:
     table = rows.table.assign(quality=quality)
     mask = np.isin(np.asarray(answers, dtype=np.str_), list(keep))
     return replace(rows, table=table).keep(mask, "of another quality")
+
+
+def _near_copies(values: pd.DataFrame, images: Sequence[pd.DataFrame]) -> pd.Series[float]:
+    """Content of an image to the worst that a privacy metric said of any image of that content."""
+    known = pd.concat([part[["image_id", "sha256"]] for part in images], ignore_index=True)
+    said = values[(values["metric"] == NEAR_COPY) & values["value"].notna()]
+    worst: pd.Series[float] = said.merge(known, on="image_id").groupby("sha256")["value"].max()
+    return worst
 
 
 def _wide(scores: pd.DataFrame) -> pd.DataFrame:

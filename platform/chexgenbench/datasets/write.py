@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from chexgenbench.datasets.plain import JPEG, PNG, plain_image
 from chexgenbench.datasets.rows import Rows
 from chexgenbench.downloads import size_text
 from chexgenbench.errors import UserError
@@ -50,16 +51,13 @@ def features(rows: Rows) -> dict[str, str]:
 
 
 @contextmanager
-def new_folder(out: Path, needed: int) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out`, which takes its place when the block ends without an error.
 
     What a killed export left beside `out` goes when the next one begins.
 
-    Args:
-        needed: bytes that will be written.
-
     Raises:
-        UserError: `out` is there and not empty, another export writes it, or the disk is too small.
+        UserError: `out` is there and not empty, or another export writes it.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(
@@ -67,13 +65,6 @@ def new_folder(out: Path, needed: int) -> Iterator[Path]:
             hint="Name a new folder, or remove that one.",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if needed > free:
-        raise UserError(
-            f"The disk of {out} has {size_text(free)} free, and the dataset needs "
-            f"{size_text(needed)}.",
-            hint="Free some, or name a folder on another disk.",
-        )
     aside = out.parent / f".tmp-{out.name}"
     lock = Path(f"{aside}.lock")
     try:
@@ -91,25 +82,30 @@ def new_folder(out: Path, needed: int) -> Iterator[Path]:
         raise UserError(f"Another export is writing {out}.", hint="Wait for it.") from error
 
 
-def bytes_needed(rows: Rows) -> int:
-    """Bytes of the dataset, about.
+def check_space(folder: Path, rows: Rows) -> None:
+    """Raises `UserError` where the disk of `folder` is too small, or an image is gone."""
+    needed = sum(_sizes(rows)) + 2000 * len(rows) + 1_000_000
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"The disk of {folder.parent} has {size_text(free)} free, and the dataset needs "
+            f"{size_text(needed)}.",
+            hint="Free some, or name a folder on another disk.",
+        )
 
-    Raises:
-        UserError: an image is not there any more.
-    """
-    return sum(_sizes(rows)) + 2000 * len(rows) + 1_000_000
 
-
-def write_files(folder: Path, rows: Rows, format: Format, advance: Advance) -> None:
-    """Writes the images and their table.
+def write_files(folder: Path, rows: Rows, format: Format, advance: Advance) -> int:
+    """Writes the images and their table; returns how many files lost metadata.
 
     Raises:
         UserError: an image is gone or not what the run scored.
     """
+    files = _Files(rows)
     if format == "parquet":
-        _write_parquet(folder / "data", rows, advance)
+        _write_parquet(folder / "data", rows, files, advance)
     else:
-        _write_images(folder / "train", rows, advance)
+        _write_images(folder / "train", rows, files, advance)
+    return files.changed
 
 
 def data_files(format: Format) -> str:
@@ -117,7 +113,42 @@ def data_files(format: Format) -> str:
     return "data/train-*.parquet" if format == "parquet" else "train/**"
 
 
-def _write_parquet(folder: Path, rows: Rows, advance: Advance) -> None:
+class _Files:
+    """The files of the images as they leave, see `plain_image`.
+
+    Attributes:
+        changed: how many are not, byte for byte, what the run scored.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._names = {name.lower() for name in rows.table["file_name"]}
+        self.changed = 0
+
+    def get(self, i: int) -> tuple[bytes, str, str]:
+        """Content, name and SHA-256 of the file of row `i`."""
+        data, path = _read(self._rows, i), self._rows.paths[i]
+        name, sha256 = self._rows.table.loc[i, ["file_name", "sha256"]]
+        plain = plain_image(path, data)
+        if plain == data:
+            return data, name, sha256
+        self.changed += 1
+        if plain.startswith(PNG) and not data.startswith(PNG):
+            name = self._as_png(name)
+        return plain, name, sha256_bytes(plain)
+
+    def _as_png(self, name: str) -> str:
+        """`name` with the suffix of PNG, unlike the names of all others."""
+        stem, number = PurePosixPath(name).stem, 1
+        name = f"{stem}.png"
+        while name.lower() in self._names:
+            number += 1
+            name = f"{stem}.{number}.png"
+        self._names.add(name.lower())
+        return name
+
+
+def _write_parquet(folder: Path, rows: Rows, files: _Files, advance: Advance) -> None:
     folder.mkdir()
     types = features(rows)
     schema = _schema(types)
@@ -131,12 +162,14 @@ def _write_parquet(folder: Path, rows: Rows, advance: Advance) -> None:
         with pq.ParquetWriter(path, schema, use_dictionary=plain, write_page_index=True) as writer:
             for part in _cut(sizes[shard], _GROUP_BYTES):
                 chosen = range(len(rows))[shard][part]
+                contents, names, hashes = zip(*map(files.get, chosen), strict=True)
                 images = [
-                    {"bytes": _read(rows, i), "path": rows.table["file_name"].iloc[i]}
-                    for i in chosen
+                    {"bytes": data, "path": name}
+                    for data, name in zip(contents, names, strict=True)
                 ]
+                written = values.iloc[chosen.start : chosen.stop]
                 table = pa.Table.from_pandas(
-                    values.iloc[chosen.start : chosen.stop],
+                    written.assign(file_name=names, sha256=hashes),
                     schema=pa.schema([f for f in schema if f.name != "image"]),
                     preserve_index=False,
                 )
@@ -160,16 +193,20 @@ def _schema(types: dict[str, str]) -> pa.Schema:
     )
 
 
-def _write_images(folder: Path, rows: Rows, advance: Callable[[int], None]) -> None:
+def _write_images(
+    folder: Path, rows: Rows, files: _Files, advance: Callable[[int], None]
+) -> None:
     folder.mkdir()
     columns = [name for name in features(rows) if name != "image"]
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
         for i, record in enumerate(rows.table[columns].to_dict("records")):
-            name = f"{i // _FOLDER_FILES:03d}/{record['file_name']}"
+            data, own_name, sha256 = files.get(i)
+            name = f"{i // _FOLDER_FILES:03d}/{own_name}"
             path = folder / name
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(_read(rows, i))
-            line = {str(key): _json(value) for key, value in record.items()} | {"file_name": name}
+            path.write_bytes(data)
+            line = {str(key): _json(value) for key, value in record.items()}
+            line |= {"file_name": name, "sha256": sha256}
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             advance(1)
 
@@ -195,13 +232,23 @@ def _read(rows: Rows, i: int) -> bytes:
 
 
 def _sizes(rows: Rows) -> list[int]:
-    sizes = []
-    for path in rows.paths:
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError as error:
-            raise _gone(path) from error
-    return sizes
+    """Bytes of each image as it will be written, about, and not too few."""
+    return [_size(path) for path in rows.paths]
+
+
+def _size(path: Path) -> int:
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file:
+            if file.read(8).startswith((PNG, JPEG)):
+                return path.stat().st_size
+        with Image.open(path) as image:  # it becomes PNG
+            return max(path.stat().st_size, 3 * image.width * image.height)
+    except FileNotFoundError as error:
+        raise _gone(path) from error
+    except OSError:
+        return path.stat().st_size  # no image: `_read` says what it is
 
 
 def _gone(path: Path) -> UserError:

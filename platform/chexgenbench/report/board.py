@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chexgenbench.store.store import Store
+
+OVERALL, MACRO = "overall", "macro"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Cell:
     ci_low: float | None
     ci_high: float | None
     n_fake: int | None
+    n_floor: int | None
     higher_is_better: bool
     status: str
     reason: str | None
@@ -53,11 +56,14 @@ def columns_of(store: Store, runs: Sequence[str]) -> dict[str, str]:
 def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
     """The scores of the runs that have a column, in a fixed order."""
     table = store.query(
-        "SELECT s.run_id, s.metric, s.encoder, s.subset, s.value, s.ci_low, s.ci_high, s.n_fake, "
-        "s.higher_is_better, s.status, s.reason, s.warning, s.warning_level, s.floor, s.matched, "
-        "s.excess, s.excess_low, s.excess_high, b.rank FROM scores AS s LEFT JOIN leaderboard AS b "
-        "USING (run_id, plugin, metric, encoder, subset) "
-        "WHERE list_contains(?, s.run_id) ORDER BY s.rowid",
+        """
+        SELECT s.run_id, s.metric, s.encoder, s.subset, s.value, s.ci_low, s.ci_high, s.n_fake,
+               s.n_floor, s.higher_is_better, s.status, s.reason, s.warning, s.warning_level,
+               s.floor, s.matched, s.excess, s.excess_low, s.excess_high, b.rank
+        FROM scores AS s
+        LEFT JOIN leaderboard AS b USING (run_id, plugin, metric, encoder, subset)
+        WHERE list_contains(?, s.run_id) ORDER BY s.rowid
+        """,
         [list(columns)],
     )
     rows = table.to_pylist()
@@ -87,7 +93,7 @@ def control(cell: Cell) -> str:
 
     Empty for a score whose floor was taken at other sizes than its value.
     """
-    if cell.floor is None or cell.matched is None or cell.matched != cell.value:
+    if cell.floor is None or cell.n_floor != cell.n_fake or cell.matched != cell.value:
         return ""
     text = f"control {number(cell.floor)}"
     if cell.excess_low is not None and cell.excess_high is not None:
@@ -95,47 +101,96 @@ def control(cell: Cell) -> str:
     return text
 
 
+def board_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of a leaderboard: overall, and the mean over the findings of a score that has no
+    overall value, such as that of a classifier."""
+    known = {(cell.metric, cell.encoder) for cell in cells if cell.subset == OVERALL}
+    return [
+        cell
+        for cell in cells
+        if cell.subset == OVERALL
+        or (cell.subset == MACRO and (cell.metric, cell.encoder) not in known)
+    ]
+
+
 def board_text(cells: Sequence[Cell]) -> str:
     """The overall scores for the terminal: a line a score and run, the best first.
 
-    Runs that nothing sets apart share a rank.
+    Runs that nothing sets apart share a rank. Scores with a control stand in a table of their own.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    overall = [cell for cell in cells if cell.subset == "overall"]
-    several = len({cell.encoder for cell in overall}) > 1
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("score", no_wrap=True)
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("model", overflow="fold")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
-    for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in overall):
-        rows = [cell for cell in overall if (cell.metric, cell.encoder) == (metric, encoder)]
-        better = "higher" if rows[0].higher_is_better else "lower"
-        notes = [f"{better} is better", *([encoder] if several and encoder else [])]
-        heads = [metric, *notes, *[""] * len(rows)]
-        ranked = sorted(rows, key=_rank)
-        for place in range(max(len(rows), 1 + len(notes))):
-            cell = ranked[place] if place < len(ranked) else None
-            table.add_row(
-                f"  {heads[place]}" if 0 < place <= len(notes) else heads[place],
-                str(cell.rank or "") if cell else "",
-                cell.column if cell else "",
-                number(cell.value) if cell else "",
-                _range(cell) if cell else "",
-            )
-        table.add_section()
+    chosen = board_cells(cells)
+    several = len({cell.encoder for cell in chosen if cell.encoder}) > 1
+    names = list(dict.fromkeys((cell.metric, cell.encoder) for cell in chosen))
+    taken = {(cell.metric, cell.encoder) for cell in chosen if cell.value is not None}
+    checked = {(cell.metric, cell.encoder) for cell in chosen if control(cell)}
+    tables = []
+    for controlled in (False, True):
+        heads = ("model", "value", "control", "excess, 95 %")
+        if not controlled:
+            heads = ("rank", "model", "value", "95 % interval")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        table.add_column("score", overflow="fold", min_width=22)
+        for head in heads:
+            if head == "model":
+                table.add_column(head, overflow="fold")
+            else:
+                right = head in ("rank", "value", "control")
+                table.add_column(head, justify="right" if right else "left", no_wrap=True)
+        for name in names:
+            if (name in checked) != controlled or name not in taken:
+                continue
+            rows = sorted((c for c in chosen if (c.metric, c.encoder) == name), key=_rank)
+            better = "higher" if rows[0].higher_is_better else "lower"
+            notes = [f"{better} is better", *([name[1]] if several and name[1] else [])]
+            notes += ["mean over findings"] if rows[0].subset == MACRO else []
+            if len(rows) > 1 and all(
+                row.n_fake == 0 and row.value == rows[0].value for row in rows
+            ):
+                rows = [replace(rows[0], column="(real images)", rank=None)]
+            labels = [name[0], *(f"  {note}" for note in notes)]
+            for place in range(max(len(rows), len(labels))):
+                label = labels[place] if place < len(labels) else ""
+                cell = rows[place] if place < len(rows) else None
+                values = _line(cell, controlled) if cell else [""] * len(heads)
+                table.add_row(label, *values)
+            table.add_section()
+        tables.append(table)
+    parts = [_shown(table) for table in tables if table.row_count]
+    lacking = [name for name in names if name not in taken]
+    if lacking:
+        scores = ", ".join(dict.fromkeys(metric for metric, _ in lacking))
+        parts.append(f"Not taken (the page says why): {scores}.")
+    return "\n\n".join(parts)
+
+
+def _line(cell: Cell, controlled: bool) -> list[str]:
+    said = interval(cell) or cell.status.replace("ok", "no interval")
+    if not controlled:
+        return [str(cell.rank or ""), cell.column, number(cell.value), said]
+    if cell.value is None:
+        return [cell.column, "-", "-", cell.status]
+    excess = "no interval"
+    if cell.excess_low is not None and cell.excess_high is not None:
+        excess = f"{_short(cell.excess_low)} to {_short(cell.excess_high)}"
+    return [cell.column, _short(cell.value), _short(cell.floor), excess]
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _shown(table: Any) -> str:
+    from rich.console import Console
+
     out = io.StringIO()
     Console(file=out, width=80).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
-
-
-def _range(cell: Cell) -> str:
-    text = interval(cell) or cell.status.replace("ok", "no interval")
-    return f"{text}\n{control(cell)}" if control(cell) else text
 
 
 def _rank(cell: Cell) -> float:

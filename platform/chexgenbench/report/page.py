@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from chexgenbench.home import Home
 from chexgenbench.images import BadImage, read_image
 from chexgenbench.report.board import (
     Cell,
+    board_cells,
     columns_of,
     control,
     interval,
@@ -62,6 +64,11 @@ def write_report(
         pairs=[] if hidden else _pairs(store, records),
         hidden=hidden,
         records=records,
+        remarks=[
+            f"{record['column']}: {remark}"
+            for record in records
+            for remark in json.loads(record["remarks"] or "[]")
+        ],
         notes=sorted({(c.metric, c.subset, c.reason) for c in cells if c.status != "ok"}),
     )
     path = home.results / "report.html"
@@ -72,7 +79,7 @@ def write_report(
 def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
     """A row a score: its cells, and where value and interval lie on the row's own axis."""
     rows = []
-    overall = [cell for cell in cells if cell.subset == "overall"]
+    overall = board_cells(cells)
     for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in overall):
         by_model = {c.column: c for c in overall if (c.metric, c.encoder) == (metric, encoder)}
         first = next(iter(by_model.values()))

@@ -54,6 +54,7 @@ class PromptTable:
         materialise: draws the images of the given ids where they are missing.
         others: the file's other columns, row by row; numbers where all that is there is numbers,
             missing where a cell is empty.
+        every: all rows of the file, also those that repeat a prompt; see `every_row`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class PromptTable:
     conflicts: Sequence[tuple[int, int]] = ()
     materialise: Materialise | None = None
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
+    every: pd.DataFrame | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -73,6 +75,13 @@ class PromptTable:
     def duplicates(self) -> int:
         """Rows that repeat the prompt of an earlier one and are left out."""
         return int(self.table["copies"].sum()) - len(self)
+
+    def every_row(self) -> PromptTable:
+        """The table of all rows of the file, for what is about images and not about prompts."""
+        if self.every is None:
+            return self
+        nothing = pd.DataFrame()
+        return replace(self, table=self.every, conflicts=(), others=nothing, every=None)
 
     def limit(self, count: int) -> PromptTable:
         """The first `count` prompts."""
@@ -209,6 +218,7 @@ def read_prompts(
         }
     )
     others = _others(raw, used={*chosen.values(), "line"})
+    every = table.assign(copies=1)
     table, conflicts, kept = _distinct(table, labels)
     _check_ids(path, table)
     return PromptTable(
@@ -221,6 +231,7 @@ def read_prompts(
         conflicts=conflicts,
         materialise=materialise,
         others=others.iloc[kept].reset_index(drop=True),
+        every=every if len(every) > len(table) else None,
     )
 
 

@@ -45,6 +45,10 @@ from chexgenbench.workflow.tasks import (
     Tables,
     TaskPlan,
     check_tasks,
+    compares_sides,
+    covers,
+    fewest,
+    find_leakage,
     plan_task,
     refuse_leakage,
 )
@@ -149,8 +153,13 @@ class Plan:
     @property
     def pools(self) -> dict[str, ImageNeed]:
         """The sets beyond its own images that a model must make, by name."""
-        made = [need for need in self.needs if need.source == "model"]
-        return {need.name: need for need in made if need != self.own_need}
+        made = fewest([need for need in self.needs if need.source == "model"])
+        return {need.name: need for need in made if not covers(self.own_need, need)}
+
+    def source_of(self, need: ImageNeed) -> ImageNeed:
+        """What the images of a need, made by the model, are taken from: own images or a pool."""
+        sources = (self.own_need, *self.pools.values())
+        return next(source for source in sources if covers(source, need))
 
     @property
     def device(self) -> str:
@@ -235,7 +244,7 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         own = metric.parse(values[name])
         if metric.spec.metric == "task":
             weights = hash_weights(metric, own, context, hashes)
-            tasks.append(plan_task(metric, own, context, used, weights))
+            tasks.append(plan_task(metric, own, context, used, weights, repeats=suite.repeats))
         else:
             metric.load()
             metric_plans.append(MetricPlan(plugin=metric, parameters=own, encoders=tuple(used)))
@@ -260,8 +269,42 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     _ = plan.masks  # a condition that cannot be used fails here
     if plan.reference is not None:
         plan.reference.check(plan)
-    remarks = refuse_leakage(tasks, plan.tables, allow=options.allow_leakage)
-    return replace(plan, remarks=[*remarks, *check_tasks(tasks, plan.tables)])
+    plan = _without_images(plan)
+    found = find_leakage(plan.tables) if compares_sides(plan.tasks) else []
+    remarks = refuse_leakage(found, plan.split.name, allow=options.allow_leakage)
+    return replace(plan, remarks=[*remarks, *check_tasks(plan.tasks, plan.tables)])
+
+
+def _without_images(plan: Plan) -> Plan:
+    """The plan without task metrics whose real images the split does not have, so that a model
+    makes nothing for them.
+
+    Raises:
+        UserError: the user named such a metric.
+    """
+    kept: list[TaskPlan] = []
+    faults: list[UserError] = []
+    for task in plan.tasks:
+        lacking = dict.fromkeys(
+            need.side
+            for need in task.needs.values()
+            if need.source == "real" and not plan.tables.rows(need).has_image().any()
+        )
+        if not lacking:
+            kept.append(task)
+            continue
+        sides = " and the ".join(lacking)
+        faults.append(
+            UserError(
+                f"The metric {task.plugin.name!r} needs real images, and the {sides} side of the "
+                f"split {plan.split.name!r} has none.",
+                hint="Name their folder: --images-root FOLDER; or leave the metric out.",
+            )
+        )
+    if faults and plan.options.changes.get("metrics") is not None:
+        _raise_all(faults)
+    left_out = [*plan.left_out, *(fault.message for fault in faults)]
+    return replace(plan, tasks=kept, left_out=left_out)
 
 
 def find_models(registry: Registry, texts: Sequence[str]) -> dict[str, Plugin[ModelSpec]]:
@@ -311,16 +354,18 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
         {**chosen, suite.split: plan.split, **_others(plan)},
     )
     generations: list[Generation] = []
+    pools: list[Generation] = []
     faults: list[UserError] = []
     for name, plugin in chosen.items():
         try:
-            generations.append(_plan_model(plan, plugin, values[name]))
+            generation = _plan_model(plan, plugin, values[name])
+            pools.extend(plan_pools(plan, generation).values())
+            generations.append(generation)
         except UserError as error:
             faults.append(error)
         except ChexGenBenchError as error:
             failed[name] = error
     _raise_all(faults)
-    pools = [pool for item in generations for pool in plan_pools(plan, item).values()]
     _check_disk(options.home, [*generations, *pools])
     return [_measured(plan, item, None) for item in generations]
 
@@ -337,7 +382,7 @@ def plan_pools(plan: Plan, generation: Generation) -> dict[str, Generation]:
     plugin, context = generation.plugin, generation.context
     for name, need in plan.pools.items():
         requests = make_requests(
-            plan.tables.rows(need), seed=plan.suite.seed, repeats=need.repeats, size=None
+            plan.tables.rows(need), seed=plan.suite.seed, repeats=need.repeats or 1, size=None
         )
         found = plugin.load(here=interpreter(context.cache, plugin.spec.environment) is None)
         remarks = plugin.call(

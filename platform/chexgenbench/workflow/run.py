@@ -53,10 +53,16 @@ from chexgenbench.workflow.tasks import (
     Found,
     Made,
     Sets,
+    compares_sides,
+    find_copies,
     image_id,
+    leave_out,
+    part_of,
     real_identity,
     real_images,
+    refuse_leakage,
     run_tasks,
+    undecodable,
 )
 
 
@@ -97,7 +103,7 @@ class Pool:
         prompts = plan.tables.rows(self.need)
         return Made(
             prompts=prompts,
-            rows=np.repeat(np.arange(len(prompts)), self.need.repeats),
+            rows=np.repeat(np.arange(len(prompts)), self.need.repeats or 1),
             repeats=np.asarray([row.repeat for row in self.rows], np.int64),
             ids=[row.id for row in self.rows],
             keys=[row.sha256 for row in self.rows],
@@ -116,6 +122,7 @@ class Outcome:
     made: int = 0
     floors: Floors = field(default_factory=dict)
     real: dict[ImageNeed, Made] = field(default_factory=dict)
+    lost: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -131,9 +138,13 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
     _tell(plan, progress)
     for generation in measure_batches(plan, generations, outcome.failed, progress.say):
         name = generation.plugin.name
-        for part in (generation, *plan_pools(plan, generation).values()):
-            _attempt(outcome, name, partial(_make, plan, part, outcome, progress))
+        _attempt(outcome, name, partial(_make_all, plan, generation, outcome, progress))
     return outcome
+
+
+def _make_all(plan: Plan, generation: Generation, outcome: Outcome, progress: Progress) -> None:
+    for part in (generation, *plan_pools(plan, generation).values()):
+        _make(plan, part, outcome, progress)
 
 
 def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Outcome:
@@ -268,11 +279,60 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
 
 
 def _prepare_sets(plan: Plan, progress: Progress, outcome: Outcome) -> None:
-    """Finds and hashes the real images that task metrics work on."""
-    found = real_images(
-        plan.tables, plan.needs, plan.hashes, partial(progress.stage, unit="images"), progress.say
+    """Finds, hashes and encodes the real images that task metrics work on, before any is made.
+
+    Raises:
+        UserError: images that cannot be used, unless they are to be skipped, or that stand on both
+            sides of the split.
+    """
+    if not plan.tasks:
+        return
+    stage = partial(progress.stage, unit="images")
+    found, bad = real_images(plan.tables, plan.needs, plan.hashes, stage)
+    if compares_sides(plan.tasks):
+        copies = find_copies(found)
+        allow = plan.options.allow_leakage
+        outcome.notes += refuse_leakage(copies, plan.split.name, allow=allow)
+    encoders = {encoder.name: encoder for encoder in plan.encoders}
+    pairs = dict.fromkeys(
+        (need, name)
+        for task in plan.tasks
+        for need in task.needs.values()
+        for name in task.encoders
     )
+    decoded: dict[str, BadImage] = {}
+    for need, name in pairs:
+        if need not in found:
+            continue
+        made = found[need]
+        if name:
+            images = list(zip(made.keys, made.paths, strict=True))
+            what = f"encode {need.name}"
+            batch = plan.options.encode_batch_size
+            done = extract(
+                images, (), [encoders[name]], batch_size=batch, stage=partial(progress.stage, what)
+            )
+            outcome.encoded += done.encoded
+            decoded |= done.bad
+        else:
+            decoded |= undecodable(made)
+        found[need], rows = leave_out(made, decoded)
+        bad |= rows
+    if bad and plan.options.on_bad_image == "fail":
+        listed = [f"line {line} of {file}: {bad[file, line].message}" for file, line in sorted(bad)]
+        more = f"\n... and {len(listed) - 20} more" if len(listed) > 20 else ""
+        raise UserError(
+            f"{len(bad)} real images of the split cannot be used:\n"
+            + "\n".join(listed[:20])
+            + more,
+            hint="Mend them, or leave them out of every score: --on-bad-image skip.",
+        )
+    if bad:
+        outcome.notes.append(
+            f"{len(bad)} real images that privacy and utility need cannot be read; left out"
+        )
     outcome.real.update(found)
+    outcome.lost = len(bad)
 
 
 def _extract(
@@ -556,6 +616,7 @@ def _score(
         )
     found = _tasks(plan, record, generated, real, outcome, progress, pools)
     outcome.notes += [f"{record.model}: {note}" for note in found.notes]
+    record = record.model_copy(update={"remarks": [*record.remarks, *found.notes]})
     scores = [*scores, *found.scores]
     bad = [key in done.bad for key in keys]
     record = record.model_copy(
@@ -563,7 +624,7 @@ def _score(
             "status": "finished",
             "finished_at": provenance.now(),
             "n_images": len(keys) - sum(bad),
-            "n_skipped_images": real.skipped + sum(bad),
+            "n_skipped_images": real.skipped + outcome.lost + sum(bad),
             "n_flagged": int(generated.table["flags"].map(len).gt(0).sum()),
         }
     )
@@ -613,16 +674,26 @@ def _tasks(
         return done.bad
 
     own = plan.own_need
-    made = {pool.need: pool.made(plan) for pool in pools}
+    there = {own: generated.made(plan), **{pool.need: pool.made(plan) for pool in pools}}
+    names = {own: None, **{pool.need: pool.need.name for pool in pools}}
+    # A user's own images have no pools.
+    sources = {need: plan.source_of(need) for need in plan.needs if need.source == "model"}
+    sources = {need: source for need, source in sources.items() if source in there}
+    parts = {
+        need: there[source]
+        if need == source
+        else part_of(there[source], need, plan.tables.rows(need))
+        for need, source in sources.items()
+    }
     return run_tasks(
         plan.tasks,
-        Sets({**outcome.real, own: generated.made(plan), **made}, encode, progress.say),
+        Sets({**outcome.real, **parts}, encode, progress.say),
         {encoder.name: encoder for encoder in plan.encoders},
         run_id=record.run_id,
         model=record.model,
         seed=plan.suite.seed,
         cache=plan.options.home.cache,
-        pools={own: None, **{pool.need: pool.need.name for pool in pools}},
+        pools={need: names[source] for need, source in sources.items()},
         basis=digest([_basis(plan, real), real_identity(outcome.real)]),
         stage=progress.stage,
         say=progress.say,
@@ -843,5 +914,7 @@ def _tell(plan: Plan, progress: Progress) -> None:
     progress.say(text)
     for reason in plan.left_out:
         progress.say(f"left out: {reason}")
+    for remark in plan.remarks:
+        progress.say(f"note: {remark}")
     for problem in plan.registry.problems:
         progress.say(f"plugin left out: {problem.source}: {problem.reason}")

@@ -1,14 +1,15 @@
 """Task metrics: the sets of images that they ask for, and the stages that serve them.
 
 A set of real images is a part of the split's test or training side. A set that the model makes is
-the run's own generation where it asks for just that, else a *pool*: one more generation of the
-model, for other rows or more seeds. Equal needs of several metrics are one set.
+a part of the run's own generation where that has all of it, else of a *pool*: one more generation
+of the model, for other rows or more seeds. A pool serves every need that it covers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.features import EncoderPlan
 from chexgenbench.files import digest
-from chexgenbench.images import BadImage
+from chexgenbench.images import BadImage, read_image
 from chexgenbench.scoring import MACRO, OVERALL, Score, interval_warning
 from chexgenbench.splits.prompts import PromptTable, check_images
 from chexgenbench.statistics import Estimate
@@ -92,14 +93,23 @@ def plan_task(
     context: Context,
     encoders: Sequence[str],
     weights: Mapping[str, str],
+    *,
+    repeats: int,
 ) -> TaskPlan:
-    """Raises `ChexGenBenchError` where the plugin's own code fails, or asks for what cannot be."""
+    """What a task metric asks of a run that makes `repeats` images of each of its prompts.
+
+    Raises:
+        ChexGenBenchError: the plugin's own code fails, or asks for what cannot be.
+    """
     found = plugin.load()
     assert issubclass(found, TaskMetric)  # Plugin.load has checked the class
     needs = dict(plugin.call("cannot say what it needs", lambda: found.needs(parameters)))
     for name, need in needs.items():
         real = need.source == "real"
-        if need.repeats < 1 or (real and need.repeats != 1) or (need.prompts or 1) < 1:
+        needs[name] = need = replace(need, repeats=need.repeats or (1 if real else repeats))
+        several = real and need.repeats != 1
+        odd = need.every_row and (not real or need.prompts is not None)
+        if (need.repeats or 0) < 1 or several or odd or (need.prompts or 1) < 1:
             raise ChexGenBenchError(
                 f"The metric {plugin.name!r} ({plugin.source}) asks for {need} as {name!r}, "
                 "which cannot be."
@@ -123,6 +133,8 @@ class Tables:
                 f"The split {self.test.name!r} has no training side.",
                 hint="Leave the privacy and utility metrics out, or name a split that has one.",
             )
+        if need.every_row:
+            return table.every_row()
         if need.prompts is None or need.prompts >= len(table):
             return table
         return table.take(chosen_rows(table, need.prompts, self.seed))
@@ -159,46 +171,69 @@ def _listed(check: Callable[[], Sequence[str]]) -> tuple[str, ...]:
 
 
 def find_leakage(tables: Tables) -> list[str]:
-    """What stands on both sides of the split, by lines of the files: patients, images and ids say
-    nothing here, since they may be credentialed."""
-    test, training = tables.test, tables.training
-    if training is None:
+    """What stands on both sides of the split, by lines of the files: patients and paths are not
+    named, since they may be credentialed."""
+    if tables.training is None:
         return []
-    found: list[str] = []
-    for column, what in (("patient_id", "the same patient"), ("image_path", "the same image")):
-        same_root = test.images_root == training.images_root
-        if column == "image_path" and not same_root:
-            continue
-        mine = test.table[["line", column]].dropna()
-        theirs = training.table[["line", column]].dropna().drop_duplicates(column)
-        both = mine.merge(theirs, on=column, suffixes=("_test", "_training"))
-        pairs = zip(both["line_test"], both["line_training"], strict=True)
-        found += [
-            f"line {one} of {test.source_file.name} and line {two} of "
-            f"{training.source_file.name}: {what}"
-            for one, two in pairs
-        ]
-    return found
+    test, training = tables.test.every_row(), tables.training.every_row()
+    patients = [table.table["patient_id"] for table in (test, training)]
+    found = _on_both(test, training, *patients, what="the same patient")
+    return found + _on_both(test, training, _places(test), _places(training), what="the same image")
 
 
-def refuse_leakage(tasks: Sequence[TaskPlan], tables: Tables, *, allow: bool) -> list[str]:
-    """Checks that test and training side share nothing, where a task metric uses both.
+def _places(table: PromptTable) -> pd.Series[str]:
+    """The file of each row's image, however its path is written."""
+    if table.images_root is None:
+        return pd.Series([None] * len(table), dtype="str")
+    root = table.images_root
+    paths = table.table["image_path"]
+    return paths.map(lambda path: os.path.normpath(root / path), na_action="ignore")
+
+
+def _on_both(
+    test: PromptTable, training: PromptTable, mine: pd.Series, theirs: pd.Series, *, what: str
+) -> list[str]:
+    left = pd.DataFrame({"test": test.table["line"], "key": mine}).dropna()
+    right = pd.DataFrame({"training": training.table["line"], "key": theirs}).dropna()
+    both = left.merge(right.drop_duplicates("key"), on="key")
+    return [
+        f"line {one} of {test.source_file.name} and line {two} of "
+        f"{training.source_file.name}: {what}"
+        for one, two in zip(both["test"], both["training"], strict=True)
+    ]
+
+
+def find_copies(found: Mapping[ImageNeed, Made]) -> list[str]:
+    """Real images of equal content on both sides, as `find_leakage` says it."""
+    sides: dict[str, dict[str, str]] = {"test": {}, "training": {}}
+    for need, made in found.items():
+        lines = made.prompts.table["line"].to_numpy()[made.rows]
+        for key, line in zip(made.keys, lines.tolist(), strict=True):
+            where = f"line {line} of {made.prompts.source_file.name}"
+            sides[need.side].setdefault(key, where)
+    test, training = sides["test"], sides["training"]
+    return [f"{test[key]} and {training[key]}: the same image" for key in test if key in training]
+
+
+def compares_sides(tasks: Sequence[TaskPlan]) -> bool:
+    """Whether some task metric uses both the test and the training side."""
+    return len({need.side for task in tasks for need in task.needs.values()}) > 1
+
+
+def refuse_leakage(found: Sequence[str], name: str, *, allow: bool) -> list[str]:
+    """A remark on what `find_leakage` or `find_copies` found, or nothing.
 
     Raises:
-        UserError: they do, and that was not allowed; with the lines.
+        UserError: they found something, and that was not allowed; with the lines.
     """
-    sides = {need.side for task in tasks for need in task.needs.values()}
-    if len(sides) < 2:
-        return []
-    found = find_leakage(tables)
     if not found:
         return []
-    listed = "\n".join(found[:_LISTED])
-    more = f"\n... and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     if not allow:
+        listed = "\n".join(found[:_LISTED])
+        more = f"\n... and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         raise UserError(
-            f"The training and the test side of the split {tables.test.name!r} overlap in "
-            f"{len(found)} rows, so that no privacy or utility score would hold:\n{listed}{more}",
+            f"The training and the test side of the split {name!r} overlap in {len(found)} rows, "
+            f"so that no privacy or utility score would hold:\n{listed}{more}",
             hint="Take those rows out of one side. To see what it does: --allow-leakage.",
         )
     return [f"training and test side overlap in {len(found)} rows: the scores do not hold"]
@@ -218,19 +253,65 @@ class Made:
     keys: Sequence[str]
     paths: Sequence[Path]
 
+    def at(self, index: NDArray[np.int64]) -> Made:
+        """The images at those positions, in that order."""
+        chosen = index.tolist()
+        return replace(
+            self,
+            rows=self.rows[index],
+            repeats=self.repeats[index],
+            ids=[self.ids[i] for i in chosen],
+            keys=[self.keys[i] for i in chosen],
+            paths=[self.paths[i] for i in chosen],
+        )
+
+
+def covers(one: ImageNeed, other: ImageNeed) -> bool:
+    """Whether the images that a model makes for `one` have those of `other` among them.
+
+    >>> wide = ImageNeed(side="training", source="model", prompts=100, repeats=2)
+    >>> covers(wide, replace(wide, prompts=20)), covers(wide, replace(wide, prompts=None))
+    (True, False)
+    """
+    enough = one.prompts is None or (other.prompts is not None and other.prompts <= one.prompts)
+    seeds = (other.repeats or 1) <= (one.repeats or 1)
+    return (one.side, one.source) == (other.side, other.source) and enough and seeds
+
+
+def fewest(needs: Sequence[ImageNeed]) -> list[ImageNeed]:
+    """The needs of which none is covered by another."""
+    distinct = list(dict.fromkeys(needs))
+    return [
+        need
+        for need in distinct
+        if not any(other != need and covers(other, need) for other in distinct)
+    ]
+
+
+def part_of(made: Made, need: ImageNeed, prompts: PromptTable) -> Made:
+    """The images for the rows `prompts` and the first seeds of each, in canonical order."""
+    place = {name: row for row, name in enumerate(prompts.table["prompt_id"])}
+    names = made.prompts.table["prompt_id"].tolist()
+    rows = np.asarray([place.get(names[row], -1) for row in made.rows.tolist()], np.int64)
+    kept = np.flatnonzero((rows >= 0) & (made.repeats < (need.repeats or 1)))
+    chosen = kept[np.lexsort((made.repeats[kept], rows[kept]))]
+    return replace(made.at(chosen), prompts=prompts, rows=rows[chosen])
+
+
+Row = tuple[str, int]
+"""A row of a split, by the name of its file and its line."""
+
 
 def real_images(
     tables: Tables,
     needs: Iterable[ImageNeed],
     hashes: HashCache,
     stage: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
-    say: Callable[[str], None],
-) -> dict[ImageNeed, Made]:
-    """The real images of each need, drawn where the split is procedural, and hashed.
-
-    Unreadable ones are left out and counted; a side without images has none.
-    """
+) -> tuple[dict[ImageNeed, Made], dict[Row, BadImage]]:
+    """The real images of each need, drawn where the split is procedural, and hashed; and the rows
+    whose image is missing. A side without images has none."""
     found: dict[ImageNeed, Made] = {}
+    missing: dict[Row, BadImage] = {}
     for need in dict.fromkeys(need for need in needs if need.source == "real"):
         table = tables.rows(need)
         named = np.flatnonzero(table.has_image()).tolist()
@@ -245,9 +326,11 @@ def real_images(
         bad = dict(check_images(table))
         rows = [row for row in named if row not in bad]
         keys = hashes.sha256([table.path(row) for row in rows])
+        for row, key in zip(rows, keys, strict=True):
+            if key is None:
+                bad[row] = BadImage(f"{table.path(row)} cannot be read.")
+        missing |= {_row(table, row): error for row, error in bad.items()}
         kept = [(row, key) for row, key in zip(rows, keys, strict=True) if key is not None]
-        if len(kept) < len(named):
-            say(f"{len(named) - len(kept)} real images of the {need.side} side cannot be read")
         at = np.asarray([row for row, _ in kept], np.int64)
         found[need] = Made(
             prompts=table,
@@ -257,7 +340,30 @@ def real_images(
             keys=[key for _, key in kept],
             paths=[table.path(row) for row, _ in kept],
         )
-    return found
+    return found, missing
+
+
+def _row(table: PromptTable, row: int) -> Row:
+    return table.source_file.name, int(table.table["line"].iloc[row])
+
+
+def undecodable(made: Made) -> dict[str, BadImage]:
+    """The images that cannot be decoded, by content."""
+    bad: dict[str, BadImage] = {}
+    for key, path in dict(zip(made.keys, made.paths, strict=True)).items():
+        try:
+            read_image(path)
+        except BadImage as error:
+            bad[key] = error
+    return bad
+
+
+def leave_out(made: Made, bad: Mapping[str, BadImage]) -> tuple[Made, dict[Row, BadImage]]:
+    """The images without those of the given content, and the rows that these belonged to."""
+    lost = [i for i, key in enumerate(made.keys) if key in bad]
+    rows = {_row(made.prompts, int(made.rows[i])): bad[made.keys[i]] for i in lost}
+    kept = [i for i, key in enumerate(made.keys) if key not in bad]
+    return (made.at(np.asarray(kept, np.int64)) if lost else made), rows
 
 
 def real_identity(found: Mapping[ImageNeed, Made]) -> dict[str, str]:
@@ -270,7 +376,7 @@ def real_identity(found: Mapping[ImageNeed, Made]) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """The sets of images of one model's run, and how they are encoded."""
+    """The sets of images of one model's run, and how those of the model are encoded."""
 
     made: Mapping[ImageNeed, Made]
     extract: Extract
@@ -289,6 +395,14 @@ class Sets:
                 raise NotApplicable(f"the {need.side} side of the split has no real images")
             raise NotApplicable("it needs images that a model makes for further prompts")
         found = self.made[need]
+        bad: Mapping[str, BadImage] = {}
+        if encoder is not None:
+            bad = self.extract(need.name, list(zip(found.keys, found.paths, strict=True)), encoder)
+        elif need.source == "model":
+            bad = undecodable(found)
+        if bad:
+            found, rows = leave_out(found, bad)
+            self.say(f"{len(rows)} images of {need.name} cannot be read")
         result = ImageSet(
             need=need,
             prompts=found.prompts,
@@ -300,11 +414,6 @@ class Sets:
         )
         if encoder is None:
             return result
-        bad = self.extract(need.name, list(zip(found.keys, found.paths, strict=True)), encoder)
-        kept = np.flatnonzero([key not in bad for key in found.keys])
-        if len(kept) < len(result):
-            self.say(f"{len(result) - len(kept)} images of {need.name} cannot be read")
-            result = result.take(kept)
         outputs = encoder.images.read(list(result.keys))
         for name, values in outputs.items():
             finite = np.isfinite(values).all(axis=1)
@@ -380,8 +489,6 @@ def run_tasks(
                 _check_result(result, plan, held)
             except NotApplicable as error:
                 status, reason = "skipped", str(error)
-            except UserError:
-                raise
             except Exception as error:  # a plugin: whatever it raises, the others stand
                 if is_disk_fault(error):
                     raise
@@ -394,9 +501,13 @@ def run_tasks(
             samples += list(_samples(result, held, pools, name))
             neighbours += list(_neighbours(result, held, pools, plan.plugin.name, name))
             notes += [f"{plan.plugin.name}: {note.rstrip('.')}" for note in result.notes]
+    values = _table("sample_scores", samples, run_id)
+    # An image can be in several sets, and several metrics can give a value of one name to it.
+    key = ["run_id", "image_id", "prompt_id", "metric", "encoder"]
+    values = values.groupby(key, sort=False)["value"].max().reset_index()
     return Found(
         scores=scores,
-        samples=_table("sample_scores", samples, run_id),
+        samples=values,
         neighbours=_table("neighbours", neighbours, run_id),
         notes=notes,
     )
@@ -443,11 +554,11 @@ def _converter(
             warning=warning,
             warning_level=level,
             floor=score.control,
-            matched=known.value if known and excess is not None else None,
+            matched=known.value if known and score.control is not None else None,
             excess=excess.value if excess else None,
             excess_low=excess.ci_low if excess else None,
             excess_high=excess.ci_high if excess else None,
-            n_floor=score.n_fake if excess else None,
+            n_floor=score.n_fake if score.control is not None else None,
             encoder_id=encoder.id if encoder else "",
             basis=basis,
         )
