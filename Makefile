@@ -7,8 +7,10 @@ INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 run: .venv/installed
 	$(BIN)/chexgenbench run
 
+# A worker for each core; one needs some 4 GB.
+WORKERS = logical
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

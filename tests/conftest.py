@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
+
+# Several workers share the cores; each, and what it starts, computes with its part of them.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest
 from hypothesis import settings
@@ -14,6 +20,14 @@ from desk import Desk, Done
 # A busy machine is no fault of the code: examples have no deadline.
 settings.register_profile("chexgenbench", deadline=None)
 settings.load_profile("chexgenbench")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file run in one worker, and those of the whole demo run in one, wherever they
+    stand: what they share is made once."""
+    for item in items:
+        shared = "demo" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("demo" if shared else str(item.path)))
 
 
 @pytest.fixture

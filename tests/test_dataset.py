@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 from chexgenbench import FINDINGS, Context, UserError
 from chexgenbench.datasets import write
 from chexgenbench.datasets.card import escape
+from chexgenbench.datasets.plain import plain_image
 from chexgenbench.errors import ChexGenBenchError
-from chexgenbench.files import sha256_file
+from chexgenbench.files import sha256_bytes, sha256_file
 from chexgenbench.home import Home
+from chexgenbench.images import read_image
 from chexgenbench.progress import Progress
 from chexgenbench.splits.prompts import check_images, read_prompts
 from chexgenbench.store.run_directory import read_record, read_table, write_run
@@ -264,6 +266,141 @@ def test_a_prompt_that_looks_like_a_formula_stays_as_it_is(own: Desk, tmp_path: 
     assert not list((tmp_path / "out").rglob("*.csv"))
 
 
+# --- metadata -------------------------------------------------------------------------------
+
+SECRET = "a prompt of Jane Doe"
+
+
+def with_metadata(path: Path, kind: str, turned: int = 1) -> bytes:
+    """Writes an image with `SECRET` in each field that its format has."""
+    from PIL import Image, PngImagePlugin
+
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 255, (40, 56, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x010E] = SECRET
+    exif[0x0112] = turned
+    values: dict[str, Any] = {"exif": exif, "icc_profile": SECRET.encode() * 8}
+    if kind == "png":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("parameters", SECRET)
+        text.add_itxt("XML:com.adobe.xmp", SECRET)
+        values["pnginfo"] = text
+    elif kind == "jpeg":
+        values |= {"comment": SECRET.encode(), "xmp": SECRET.encode(), "progressive": turned > 1}
+    elif kind == "webp":
+        values |= {"xmp": SECRET.encode(), "lossless": True}
+    elif kind == "bmp":
+        values = {}
+    image.save(path, kind, **values)
+    path.write_bytes(path.read_bytes() + SECRET.encode())  # and after its end
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "bmp"])
+def test_a_file_loses_all_but_its_pixels(tmp_path: Path, kind: str, turned: int) -> None:
+    from PIL import Image
+
+    path, out = tmp_path / f"x.{kind}", tmp_path / "out"
+    data = with_metadata(path, kind, turned)
+    assert b"Jane" in data
+    plain = plain_image(path, data)
+    assert b"Jane" not in plain
+    out.write_bytes(plain)
+    np.testing.assert_array_equal(np.asarray(read_image(out)), np.asarray(read_image(path)))
+    assert plain_image(out, plain) == plain
+    with Image.open(out) as image:
+        image.load()
+        assert image.format == ("JPEG" if (kind, turned) == ("jpeg", 1) else "PNG")
+        assert not set(image.info) - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert not image.getexif()
+
+
+@given(st.integers(1, 95), st.booleans(), st.booleans(), st.integers(0, 3), st.integers(0, 2**32))
+def test_a_jpeg_file_keeps_its_pixels_and_a_plain_one_its_bytes(
+    quality: int, progressive: bool, grey: bool, restart: int, seed: int
+) -> None:
+    import io
+
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    shape = (33, 47) if grey else (33, 47, 3)
+    image = Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8))
+
+    def saved(**more: Any) -> bytes:
+        buffer = io.BytesIO()
+        options = {"quality": quality, "progressive": progressive, **more}
+        image.save(buffer, "JPEG", restart_marker_rows=restart, **options)
+        return buffer.getvalue()
+
+    bare = saved()
+    assert plain_image(Path("unread"), bare) == bare
+    assert plain_image(Path("unread"), saved(comment=SECRET, xmp=SECRET.encode())) == bare
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_what_follows_the_end_of_a_file_stays_behind(tmp_path: Path, kind: str) -> None:
+    from PIL import Image
+
+    path = tmp_path / f"x.{kind}"
+    Image.new("L", (20, 20), 90).save(path)
+    bare = path.read_bytes()
+    assert plain_image(path, bare) == bare
+    path.write_bytes(bare + SECRET.encode())
+    assert SECRET.encode() not in plain_image(path, path.read_bytes())
+
+
+def test_no_metadata_leaves_with_an_image(secret: Desk, tmp_path: Path) -> None:
+    made = table(secret, "images")
+    folder = secret.home / "runs" / "generations" / made["generation_id"].iloc[0]
+    for row, kind in enumerate(("png", "jpeg", "webp")):
+        path = folder / f"images/{'ab'[row % 2]}.{kind}"
+        made.loc[row, ["path", "sha256"]] = [
+            str(path.relative_to(folder)),
+            sha256_bytes(with_metadata(path, kind)),
+        ]
+    change(secret, images=made)
+    done = export(secret, tmp_path / "out")
+    told = export(secret, tmp_path / "folder", credentialed=True, format="imagefolder")
+    assert "Text and other metadata were taken out of 3 image files." in told.remarks
+    assert done.images == told.images == COUNT
+    for out in (tmp_path / "out", tmp_path / "folder"):
+        assert not [
+            path
+            for path in out.rglob("*")
+            if path.is_file() and SECRET.encode() in path.read_bytes()
+        ]
+        assert "3 images without the text" in (out / "README.md").read_text()
+        assert json.loads((out / "provenance.json").read_text())["metadata_removed"] == 3
+        assert [row["source_sha256"] for row in rows_of(out)] == made["sha256"].tolist()
+    rows = images(tmp_path / "out")
+    assert [sha256_bytes(image["bytes"]) for image in rows["image"]] == rows["sha256"].tolist()
+    assert (rows["sha256"] != rows["source_sha256"]).sum() == 3
+    files = [
+        tmp_path / "folder" / "train" / row["file_name"] for row in rows_of(tmp_path / "folder")
+    ]
+    assert [sha256_file(path) for path in files] == rows["sha256"].tolist()
+    assert [path.suffix for path in files[:3]] == [".png", ".jpeg", ".png"]
+    assert len({path.name.lower() for path in files}) == COUNT
+
+
+def test_the_card_tells_nothing_of_what_a_failure_said(own: Desk, tmp_path: Path) -> None:
+    scores = table(own, "scores")
+    scores.loc[0, ["status", "reason", "subset"]] = [
+        "failed",
+        "OSError: /data/p10000032/report.txt",
+        "overall",
+    ]
+    scores.loc[1, ["status", "reason", "subset"]] = ["failed", "/data/p10000032: no", "overall"]
+    change(own, scores=scores)
+    export(own, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "failed (OSError)" in text
+    assert "p10000032" not in text
+
+
 # --- which images ---------------------------------------------------------------------------
 
 
@@ -316,6 +453,40 @@ def test_near_copies_stay_behind_unless_told(own: Desk, tmp_path: Path) -> None:
     export(own, tmp_path / "b", where=where)
     assert set(images(tmp_path / "b")["sha256"]) <= set(images(tmp_path / "a")["sha256"])
     assert both.images == COUNT // 2
+
+
+def test_an_image_equal_to_a_near_copy_stays_behind_too(own: Desk, tmp_path: Path) -> None:
+    """The metric looked at the first of them alone: the others were repeats."""
+    made = table(own, "images")
+    folder = own.home / "runs" / "generations" / made["generation_id"].iloc[0]
+    for row in (5, 9):
+        shutil.copy(folder / made["path"].iloc[0], folder / made["path"].iloc[row])
+        made.loc[row, "sha256"] = made["sha256"].iloc[0]
+    said = [1.0] + [0.0] * 6 + [np.nan] * (COUNT - 7)
+    change(own, images=made, sample_scores=values_of(own, "near_copy", said))
+    done = export(own, tmp_path / "out", keep_flagged=True)
+    assert done.left_out == {"near-copies of training images": 3}
+    assert made["sha256"].iloc[0] not in set(images(tmp_path / "out")["source_sha256"])
+
+
+def test_what_privacy_metrics_did_instead_is_said(own: Desk, tmp_path: Path) -> None:
+    folder = run_of(own)
+    needs = {"members": "training-2000x10", "real": "training-all-real"}
+    told = {
+        "membership": {"needs": needs},
+        "other": {"needs": {"real": "test-all-real"}},
+        "fid": {},
+    }
+    record = read_record(folder)
+    write_run(folder, record.model_copy(update={"metrics": told}), {})
+    (remark,) = export(own, tmp_path / "out").remarks
+    assert "THESE IMAGES: the run's metrics that use training images (membership) said" in remark
+    made = table(own, "images")
+    made.loc[3:, "status"] = "unreadable"
+    values = [np.nan] * 3 + [0.0] * (COUNT - 3)
+    change(own, images=made, sample_scores=values_of(own, "near_copy", values))
+    remark = export(own, tmp_path / "few").remarks[0]
+    assert f"though one looked at {COUNT - 3} images of the run that are not here" in remark
 
 
 def test_not_looked_at_is_said_and_is_not_clean(own: Desk, tmp_path: Path) -> None:
@@ -421,7 +592,7 @@ def test_a_folder_that_is_there_stays_as_it_is(finished: Desk, tmp_path: Path) -
 
 
 def test_two_exports_do_not_write_one_folder(finished: Desk, tmp_path: Path) -> None:
-    with write.new_folder(tmp_path / "out", 1) as aside:
+    with write.new_folder(tmp_path / "out") as aside:
         with pytest.raises(UserError, match="Another export is writing"):
             export(finished, tmp_path / "out")
         (aside / "mine").touch()
@@ -452,6 +623,21 @@ def test_an_image_that_is_gone_or_another_one_is_named(own: Desk, tmp_path: Path
     assert not list(tmp_path.glob("*out*"))
     one.write_bytes(kept)
     assert export(own, tmp_path / "out").images == COUNT
+
+
+def test_only_what_leaves_is_read_and_needs_room(
+    own: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = table(own, "images")
+    folder = own.home / "runs" / "generations" / made["generation_id"].iloc[0]
+    (folder / made["path"].iloc[-1]).unlink()
+    sizes = [(folder / path).stat().st_size for path in made["path"].iloc[:-1]]
+    room = sum(sizes[:2]) + 2 * 2000 + 1_000_000
+    usage = shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda _path: usage)
+    assert export(own, tmp_path / "out", limit=2).images == 2
+    with pytest.raises(UserError, match="free, and the dataset needs"):
+        export(own, tmp_path / "more", limit=COUNT - 1)
 
 
 def test_a_disk_that_is_too_small_is_noticed_first(
@@ -576,6 +762,81 @@ def test_the_judge_by_scores_keeps_the_oracle_and_not_noise(
         export(finished, tmp_path / "no", judge="scores")
 
 
+def test_prompts_that_the_run_did_not_encode_are_encoded_for_the_judge(
+    own: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a pool: without them each image would fit its prompt."""
+    monkeypatch.setenv("CHEXGENBENCH_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(own.cache / "features", tmp_path / "cache" / "features")
+    every = tuple(QUALITIES)
+    asked = {"judge": "scores@phantom-clip", "qualities": every}
+    export(own, tmp_path / "own", **asked)
+    made, prompts = table(own, "images"), table(own, "prompts")
+    pool = made[["run_id", "generation_id", "prompt_id", "repeat", "seed", "path", "sha256"]]
+    pool = pool.assign(
+        pool="training-all",
+        side="training",
+        status="ok",
+        flags=made["flags"],
+        image_id="training-all/" + made["image_id"],
+    )
+    # Each image is that of another prompt, said in words that no run encoded.
+    texts = [f"{text} " for text in np.roll(prompts["prompt"], 1)]
+    change(
+        own,
+        pool_images=pool,
+        pool_prompts=prompts.drop(columns=["split"]).assign(side="training", prompt=texts),
+    )
+    export(own, tmp_path / "pool", pool="training-all", **asked)
+    fit = [images(tmp_path / name)["quality"].isin(QUALITIES[:2]).sum() for name in ("own", "pool")]
+    assert fit[1] < fit[0] / 2
+    # By another encoder than the run's they cannot be.
+    folder = run_of(own)
+    record = read_record(folder)
+    others = {**record.encoders["phantom-clip"], "id": "0" * 16}
+    stored = next((tmp_path / "cache" / "features").glob("phantom-clip-*"))
+    shutil.copytree(stored / "images", stored.with_name(f"phantom-clip-{'0' * 16}") / "images")
+    changed = record.model_copy(update={"encoders": {"phantom-clip": others}})
+    write_run(folder, changed, {})
+    with pytest.raises(UserError, match="the encoder here is not that of run"):
+        export(own, tmp_path / "other", pool="training-all", **asked)
+
+
+MUTE = """
+from chexgenbench import Encoder, EncoderSpec, hookimpl
+
+class Mute(Encoder):
+    def preprocess(self, image):
+        raise AssertionError("its features are there")
+
+    encode = preprocess
+
+@hookimpl
+def chexgenbench_encoders():
+    yield EncoderSpec(
+        name="mute", summary="x", load=Mute, outputs={"features": 1}, preprocessing="x"
+    )
+"""
+
+
+def test_what_a_judge_cannot_see_is_said(
+    own: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHEXGENBENCH_CACHE", str(tmp_path / "cache"))
+    folder = run_of(own)
+    record = read_record(folder)
+    (stored,) = (own.cache / "features").glob("phantom-clip-*")
+    shutil.copytree(stored / "images", tmp_path / "cache" / "features" / "mute-1" / "images")
+    mute = {"mute": {**record.encoders["phantom-clip"], "id": "1"}}
+    write_run(folder, record.model_copy(update={"encoders": mute}), {})
+    plugin = own.home / "mute.py"
+    plugin.write_text(MUTE)
+    done = export(own, tmp_path / "out", judge="scores", plugins=(plugin,))
+    said = "Whether images answer their prompts was not judged: the encoder mute reads no text"
+    assert f"{said}." in done.remarks
+    assert escape(said) in (tmp_path / "out" / "README.md").read_text()
+
+
 # --- the way back ---------------------------------------------------------------------------
 
 
@@ -617,11 +878,17 @@ def test_a_run_works_on_a_split_from_an_export(own: Desk, tmp_path: Path) -> Non
     out = tmp_path / "out"
     export(own, out)
     chosen = ("--split", "exported", "--set", f"exported.dataset={out}", "--metric", "fid")
-    with pytest.raises(UserError, match="training and test side would share their labels"):
+    with pytest.raises(UserError, match="would share their labels") as shared:
         split_of(out, own.cache)
+    message = str(shared.value)
+    assert f"{COUNT} prompts" in message
+    assert not [name for name in table(own, "prompts")["prompt_id"] if name in message]
     chosen = (*chosen, "--set", "exported.shared_prompts=true")
     # The memorizer gives back images of the training side: those of the dataset.
-    own.run("run", *chosen, "--model", "memorizer", "--limit", 20, "-q")
+    command = ("run", *chosen, "--model", "memorizer", "--limit", 20, "-q")
+    refused = own.run(*command, "--column", "id=path", code=2)
+    assert "--column does not go with the split 'exported'" in refused.err
+    own.run(*command)
     folder = run_of(own, "memorizer")
     made = read_table(folder, "images", read_record(folder)).to_pandas()
     from chexgenbench.images import read_image
@@ -665,8 +932,9 @@ def test_a_dataset_that_is_no_split_says_why(secret: Desk, tmp_path: Path) -> No
     with pytest.raises(UserError, match="exported without its prompts"):
         split_of(out, tmp_path / "cache")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no dataset that"):
+    with pytest.raises(UserError, match="no dataset that") as error:
         split_of(tmp_path / "empty", tmp_path / "cache")
+    assert "project folder (--home)" in str(error.value.hint)
     export(secret, tmp_path / "told", credentialed=True, format="imagefolder")
     (tmp_path / "told" / "train" / "metadata.jsonl").write_text('{"file_name": "x.png"}\n')
     with pytest.raises(UserError, match="cannot be read as an exported dataset"):

@@ -243,6 +243,36 @@ def test_order_of_rows_changes_nothing(sets: dict[str, ImageSet], tmp_path: Path
         assert other.estimate == third.estimate
 
 
+def test_another_mix_of_findings_accuses_nobody(tmp_path: Path) -> None:
+    """Training patients are sick in 20 % and held-out ones in 60 %; an honest model draws the sick
+    farther off. Unweighted, the control would be larger by 0.4 * 0.8."""
+    rng = np.random.default_rng(0)
+    given, rows = {}, 200
+    for name, side, sick in (("members", "training", 0.2), ("held_out", "test", 0.6)):
+        labels = np.full((rows, 14), np.nan)
+        labels[:, 3] = np.where(rng.random(rows) < sick, 1.0, np.nan)
+        spread = 0.4 + 0.8 * (labels[:, 3] == 1)
+        real = rng.normal(size=(rows, 16))
+        made = real.repeat(2, axis=0) + spread.repeat(2)[:, None] * rng.normal(size=(2 * rows, 16))
+        one = image_set(features=real, side=side, labels=labels)  # type: ignore[arg-type]
+        given[f"{name}_real"] = one
+        given[name] = image_set(
+            features=made, side=side, source="model", repeats=2, table=one.prompts  # type: ignore[arg-type]
+        )  # fmt: skip
+    parameters = OwnImageParameters(prompts=rows, repeats=2)
+    work = task(given, tmp_path)
+    result = LatentDistance(parameters, work.context).run(work)
+    for name in ("mean", "min"):
+        found = scores_of(result, f"latent_distance_{name}")
+        assert found.excess is not None
+        assert found.excess.ci_low is not None
+        assert found.excess.ci_low <= 0 <= found.excess.ci_high
+        assert found.excess.ci_high - found.excess.ci_low < 0.2
+        assert isinstance(found.estimate, Estimate)
+        assert found.estimate.warning is None  # more than half of 200 are left
+    assert scores_of(result, "latent_distance_mean").n_real == rows
+
+
 def test_nan_features_are_refused(sets: dict[str, ImageSet], tmp_path: Path) -> None:
     given = features(sets, 0)
     given["members"].features[3, 2] = np.nan

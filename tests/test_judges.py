@@ -18,7 +18,14 @@ from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.registry import load_registry
 from chexgenbench.types import QUALITIES, UNREADABLE
 from chexgenbench_plugins.judges.scores import Scores, ScoresParameters
-from chexgenbench_plugins.judges.vlm import QUESTION, STRICTER, Vlm, VlmParameters, parse
+from chexgenbench_plugins.judges.vlm import (
+    QUESTION,
+    STRICTER,
+    Vlm,
+    VlmParameters,
+    parse,
+    without_tokens,
+)
 
 SIZE, PATCH = 28, 14
 
@@ -363,6 +370,34 @@ def test_a_random_network_writes_nothing_that_counts(
     random_vlm: Path, context: Context, pictures: list[JudgeRequest]
 ) -> None:
     assert list(vlm(random_vlm, context).judge(pictures)) == [UNREADABLE] * 3
+
+
+@pytest.mark.parametrize("mode", ["generate", "likelihood"])
+def test_a_token_in_a_prompt_stays_text(
+    random_vlm: Path, context: Context, pictures: list[JudgeRequest], mode: str
+) -> None:
+    """As a token it would stand for an image that is not there, or end the question."""
+    import dataclasses
+
+    judge = vlm(random_vlm, context, mode=mode)
+    for token in ("<image>", "<image> <image>", "</s>", "<pad>"):
+        request = dataclasses.replace(pictures[0], prompt=f"heart {token} normal .")
+        assert len(list(judge.judge([request]))) == 1
+        question = without_tokens(request.prompt, judge._tokens)
+        ids = judge._inputs(request.path, question)["input_ids"][0].tolist()
+        bare = judge._inputs(request.path, "heart normal .")["input_ids"][0].tolist()
+        for special in (2, 3, 4):  # </s>, <pad>, <image>
+            assert ids.count(special) == bare.count(special)
+
+
+@given(
+    st.text(st.sampled_from("<>ab/ \n")),
+    st.lists(st.text(st.sampled_from("<>ab/"), min_size=2, max_size=5), max_size=4),
+)
+def test_no_token_is_left_and_nothing_else_is_lost(text: str, tokens: list[str]) -> None:
+    apart = without_tokens(text, tokens)
+    assert not [token for token in tokens if token in apart]
+    assert "".join(apart.split()) == "".join(text.split())
 
 
 def test_the_likelihood_is_that_of_writing_the_label_word_by_word(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import beta, binom
 
-from chexgenbench import NotApplicable, TaskResult, UserError
+from chexgenbench import Context, NotApplicable, TaskResult, UserError
 from chexgenbench.statistics import (
     Estimate,
     copy_threshold,
@@ -24,7 +24,7 @@ from chexgenbench.statistics import (
 )
 from chexgenbench_plugins.memorisation import find_duplicates
 from chexgenbench_plugins.metrics.memorisation import Memorisation, MemorisationParameters
-from image_sets import image_set, task
+from image_sets import image_set, prompt_table, task
 
 Array = NDArray[np.float64]
 
@@ -294,7 +294,6 @@ class Phantoms:
     def __init__(self, folder: Path) -> None:
         import torch
 
-        from chexgenbench.types import Context
         from chexgenbench_plugins.encoders.phantom_clip import PhantomClip, PhantomClipParameters
         from chexgenbench_plugins.phantom.canvas import one_thread
         from chexgenbench_plugins.phantom.split import (
@@ -371,9 +370,15 @@ class Phantoms:
             ),
             "members": image_set(
                 features=mixed("fresh_train", np.arange(40)), side="training",
-                patients=trained[:40], **made,
+                images=[
+                    self.train[at] if copied[at] else self.fresh_train[at] for at in range(40)
+                ],
+                folder=folder / "pool", patients=trained[:40], **made,
             ),
-            "others": image_set(features=mixed("fresh_test", which), patients=kept, **made),
+            "others": image_set(
+                features=mixed("fresh_test", which), images=images, folder=folder / "pool",
+                patients=kept, **made,
+            ),
         }  # fmt: skip
         settings = MemorisationParameters(subsamples=4, **parameters)
         if not settings.members:
@@ -455,6 +460,52 @@ def test_what_is_stored_of_each_image(phantoms: Phantoms) -> None:
     assert not any("members" in score.variant for score in found.scores)
 
 
+@pytest.mark.slow
+def test_images_of_every_set_are_looked_at(phantoms: Phantoms) -> None:
+    """A copy of a training image must not leave, whichever prompt it answers, its own included."""
+    found = phantoms.result(0.5)
+    copied = np.random.default_rng(1).random(90) < 0.5
+    values = {(one.images, one.name): one.values for one in found.values}
+    for name, count in (("generated", 90), ("members", 40), ("others", 90)):
+        flagged, honest = values[name, "near_copy"], ~copied[:count]
+        assert (flagged[~honest] == 1).all()
+        at_most(int(flagged[honest].sum()), int(honest.sum()), 3 / 91)
+        assert ((values[name, "nearest_training_distance"] == 0) == ~honest).all()
+
+
+@pytest.mark.slow
+def test_a_file_of_the_training_side_is_a_copy_whatever_the_held_out_side_is(
+    phantoms: Phantoms, tmp_path: Path
+) -> None:
+    """Held-out images that are training images allow no threshold, but equal files are equal."""
+    training = image_set(images=phantoms.train[:20], folder=tmp_path / "t", side="training")
+    held_out = image_set(images=phantoms.train[:20], folder=tmp_path / "h")
+    made = [*phantoms.train[:2], *phantoms.fresh_test[:3]]
+    generated = image_set(images=made, folder=tmp_path / "g", source="model")
+    found = find_duplicates(task({}, tmp_path), {"generated": generated}, training, held_out)
+    assert isinstance(found.rate, str)
+    assert found.near["generated"].tolist() == [True, True, False, False, False]
+
+
+def test_all_images_at_one_distance_of_hashes_are_compared() -> None:
+    """Of 40 training images with hashes as far as the third nearest, the last has the pixels."""
+    from chexgenbench_plugins.memorisation import duplicates
+
+    random = np.random.default_rng(0)
+    hashes = np.zeros((43, 32), np.uint8)
+    hashes[:2, 0] = 1  # two are 1 bit away, 40 are 2 bits away, one is 3 bits away
+    hashes[2:42, 0] = 3
+    hashes[42, 0] = 7
+    small = random.integers(0, 256, (43, 256), dtype=np.uint8)
+    queries = np.zeros((2, 32), np.uint8), small[[30, 42]]
+    for _ in range(5):
+        order = random.permutation(43)
+        bits, pixels = duplicates._nearest(queries, (hashes[order], small[order]))
+        assert bits.tolist() == [1, 1]
+        assert pixels[0] == 0.0
+        assert pixels[1] > 0.5  # its twin is too far by the hash
+
+
 def changed(kind: str, pixels: NDArray[np.uint8], folder: Path) -> NDArray[np.uint8]:
     image = Image.fromarray(pixels)
     if kind == "jpeg":
@@ -485,9 +536,7 @@ def test_near_duplicates_survive_what_files_go_through(
         images=phantoms.train, folder=phantoms.folder, side="training", patients=trained
     )
     held_out = make(images=phantoms.test, folder=phantoms.folder, patients=kept)
-    found = find_duplicates(
-        task({}, phantoms.folder), {"generated": generated}, training, held_out
-    )
+    found = find_duplicates(task({}, phantoms.folder), {"generated": generated}, training, held_out)
     assert found.near["generated"][:30].all()
     assert found.exact == 0
     at_most(int(found.near["generated"][30:].sum()), 30, 1 / 91)
@@ -542,3 +591,19 @@ def test_faulty_sets_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(NotApplicable, match=r"20 patient\(s\) of the held-out side"):
         metric.run(task(shared, tmp_path))
+
+
+def test_patients_are_asked_for_and_own_images_are_all_looked_at() -> None:
+    context = Context(home=Path(), cache=Path())
+    full, nobody = prompt_table(30), prompt_table(30, side="training", patients=[None] * 30)
+    parameters = MemorisationParameters()
+    tables = {"training": nobody, "held_out": full}
+    with pytest.raises(UserError, match="no training row has one") as refused:
+        Memorisation.check(parameters, context, tables)
+    assert "memorisation.without_patients=true" in str(refused.value.hint)
+    agreed = MemorisationParameters(without_patients=True)
+    assert not Memorisation.check(agreed, context, tables)
+    some = prompt_table(30, side="training", patients=["a", *[None] * 29])
+    (remark,) = Memorisation.check(parameters, context, tables | {"training": some})
+    assert remark.startswith("29 of 30 training rows have no patient")
+    assert Memorisation.needs(parameters)["generated"].repeats is None

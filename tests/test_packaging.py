@@ -53,6 +53,19 @@ def test_the_wheel_has_plugins_and_data(wheel: Path) -> None:
     assert not [name for name in names if "LLAVARAD" in name or "prompt_INFO" in name]
 
 
+def test_the_wheel_has_every_plugin_folder_and_asset(wheel: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = {
+        f"chexgenbench_plugins/{path.relative_to(root / 'plugins').as_posix()}"
+        for path in (root / "plugins").rglob("*.py")
+    }
+    assert modules <= names, sorted(modules - names)
+    for folder in (root / "assets").glob("phantom-*"):
+        assert any(name.startswith(f"chexgenbench_plugins/data/{folder.name}/") for name in names)
+
+
 def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

@@ -26,7 +26,13 @@ from chexgenbench_plugins.metrics.reidentification import (
 )
 from chexgenbench_plugins.phantom import oracle_image, render_row
 from chexgenbench_plugins.phantom.split import FILE_NAMES, read_labels, read_rows
-from chexgenbench_plugins.reid.excess import share, share_excess, threshold_at
+from chexgenbench_plugins.reid.excess import (
+    Balance,
+    mean_and_excess,
+    share,
+    share_excess,
+    threshold_at,
+)
 from chexgenbench_plugins.reid.loading import Reidentifier, weight_files
 from chexgenbench_plugins.reid.network import Architecture, build, pixels
 from chexgenbench_plugins.reid.pairs import Real, siblings, strangers
@@ -220,6 +226,79 @@ def test_excess_of_shares_holds(first: float, second: float, rows: int) -> None:
     assert held >= 366
 
 
+def clinic(
+    rng: np.random.Generator, rows: int, sick: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Patients of two rows on average, and their 14 labels: the first for the sick, of whom others
+    have more."""
+    labels = np.zeros((rows, 14))
+    labels[:, 0] = rng.random(rows) < sick
+    chances = np.where(labels[:, :1] == 1, 0.5, 0.15)
+    labels[:, 1:6] = rng.random((rows, 5)) < chances
+    return np.sort(rng.integers(0, rows // 2, rows)), labels
+
+
+def test_another_mix_of_findings_accuses_nobody() -> None:
+    """Training patients are sick in 20 % and held-out ones in 60 % of rows. An honest model draws
+    the sick worse, and their images pass for anybody: the excess is 0, and 0 is held."""
+    rng, trials = np.random.default_rng(3), 300
+    held = {"mean": 0, "unweighted mean": 0, "share": 0, "unweighted share": 0}
+    for _ in range(trials):
+        sides = [clinic(rng, 150, sick) for sick in (0.2, 0.6)]
+        own = rng.normal(size=(2, 75))
+        values = [
+            labels[:, 0] + 0.2 * labels[:, 1:].sum(axis=1) + 0.3 * own[at][who]
+            + 0.3 * rng.normal(size=150)
+            for at, (who, labels) in enumerate(sides)
+        ]  # fmt: skip
+        hits = [rng.random(150) < 0.02 + 0.4 * labels[:, 0] for _, labels in sides]
+        names = [
+            [f"{side}{one}" for one in who] for side, (who, _) in zip("mh", sides, strict=True)
+        ]
+        found = Balance.of(sides[0][1], sides[1][1], names[1])
+        none = Balance.of(np.zeros((150, 14)), np.zeros((150, 14)), names[1])
+        for how, balance in (("", found), ("unweighted ", none)):
+            _, _, mean = mean_and_excess(values[0], names[0], values[1], names[1], balance)
+            rate = share_excess(share(hits[0], names[0]), share(hits[1], names[1], balance.weights))
+            for name, excess in (("mean", mean), ("share", rate)):
+                held[how + name] += excess.ci_low <= 0 <= excess.ci_high
+    # An exact interval holds 272 or more of 300 in 999 cases of 1,000.
+    assert held["mean"] >= 272
+    assert held["share"] >= 272
+    assert held["unweighted mean"] < 30
+    assert held["unweighted share"] < 100
+
+
+def test_weights_of_equal_findings_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.tile((rng.random((40, 14)) < 0.4).astype(float), (2, 1))
+    balance = Balance.of(labels, labels[::-1], np.arange(80))
+    np.testing.assert_allclose(balance.weights, 1 / 80, rtol=1e-6)
+    assert (balance.warning, balance.fault) == (None, None)
+    values, who = rng.normal(size=80), np.arange(80) // 2
+    weighted, plain = share(values > 1, who, balance.weights), share(values > 1, who)
+    assert weighted.ci_high == pytest.approx(plain.ci_high, rel=1e-6)
+    assert weighted.ci_low == pytest.approx(plain.ci_low, rel=1e-6)
+
+
+def test_few_effective_prompts_are_said_and_none_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    members, held_out = np.zeros((100, 14)), np.zeros((100, 14))
+    members[:90, 0] = held_out[:10, 0] = 1
+    few = Balance.of(members, held_out, np.arange(100))
+    assert few.warning is not None
+    # 10 rows share 0.9 and 90 share 0.1: 1 / (0.81 / 10 + 0.01 / 90) rows.
+    assert "weights leave 12 of 100" in few.warning
+    # Two findings that exclude each other in one side and go together in the other.
+    members[:, 1], held_out[:, 1] = members[:, 0], 1 - held_out[:, 0]
+    none = Balance.of(members, held_out, np.arange(100))
+    assert none.fault is not None
+    values = rng.normal(size=(2, 100))
+    who = [f"m{i}" for i in range(100)], [f"h{i}" for i in range(100)]
+    _, _, excess = mean_and_excess(values[0], who[0], values[1], who[1], none)
+    assert (excess.ci_low, excess.reason) == (None, none.fault)
+
+
 # --- the metric on models with known answers --------------------------------------------------
 
 PROMPTS, REPEATS = 60, 2
@@ -355,6 +434,10 @@ def test_memorizer_is_caught(world: World) -> None:
     assert pairs.kind == "reidentified"
     assert pairs.flagged.all()
     assert len(set(pairs.others_at.tolist())) == len(pairs.others_at) == 16
+    assert [(one.name, one.images) for one in result.values] == [
+        ("reid_match", "members"), ("near_copy", "members"),
+    ]  # fmt: skip
+    assert all((one.values == 1).all() for one in result.values)
     answered = [sets["members"].prompts.table["prompt_id"][sets["members"].rows[i]] for i in
                 pairs.at]  # fmt: skip
     assert answered == [sets["members_real"].ids[i] for i in pairs.others_at]
@@ -382,7 +465,37 @@ def test_every_image_counts(world: World, oracle: tuple[dict[str, ImageSet], Tas
         made = world.made(
             "members", lambda i, r, place=place: copied(i, r) if r == place else fresh(i, r)
         )
-        assert value(run(world, oracle[0] | {"members": made}), "reid_rate") == 1.0
+        result = run(world, oracle[0] | {"members": made})
+        assert value(result, "reid_rate") == 1.0
+        # The copy must not leave; the other image may, but for the false matches.
+        matched = {one.name: one.values.reshape(PROMPTS, REPEATS) for one in result.values}
+        for found in matched.values():
+            assert (found[:, place] == 1).all()
+            assert found[:, 1 - place].mean() < 0.1
+
+
+def test_real_images_have_one_embedding_whatever_model_is_looked_at(
+    world: World,
+    oracle: tuple[dict[str, ImageSet], TaskResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch decides the last digits, so they share none with generated images: for another
+    model they are not embedded again, and what is said of them alone is the same."""
+    sets, before = oracle
+    seen: list[int] = []
+    embed = Reidentifier.embed
+
+    def counted(network: Reidentifier, images: torch.Tensor) -> NDArray[np.float32]:
+        seen.append(len(images))
+        return embed(network, images)
+
+    monkeypatch.setattr(Reidentifier, "embed", counted)
+    dull = world.made("members", lambda i, r: np.full((128, 128), 2 * i + r, np.uint8))
+    after = run(world, sets | {"members": dull})
+    assert sum(seen) == len(dull)
+    for variant in ("same_patient", "other_patient"):
+        assert value(after, "reid_real", variant) == value(before, "reid_real", variant)
+    assert value(after, "reid_network_auc") == value(before, "reid_network_auc")
 
 
 def test_order_of_rows_and_a_second_run_change_nothing(
@@ -448,12 +561,12 @@ def test_unreadable_real_images_are_left_out_and_named(
         run(world, sets | {"members_real": fewer.take(np.arange(10))})
 
 
-def test_check_before_anything_expensive() -> None:
-    context = Context(home=Path(), cache=Path())
+def test_check_before_anything_expensive(tmp_path: Path) -> None:
+    context = Context(home=tmp_path, cache=tmp_path)
     full = prompt_table(30, side="training")
     few = prompt_table(5, side="training")
     nobody = prompt_table(30, side="training", patients=[None] * 30)
-    parameters = ReidentificationParameters()
+    parameters = ReidentificationParameters(weights="phantom")
 
     def check(members: object, chosen: ReidentificationParameters = parameters) -> list[str]:
         tables = {"members": members, "held_out": full}
@@ -462,6 +575,12 @@ def test_check_before_anything_expensive() -> None:
     assert any("30 training prompts" in remark for remark in check(full))
     with pytest.raises(UserError, match="20 training prompts at least"):
         check(few)
-    with pytest.raises(UserError, match="have none"):
+    with pytest.raises(UserError, match="no training row has one"):
         check(nobody)
-    assert check(nobody, ReidentificationParameters(without_patients=True))
+    assert check(nobody, parameters.model_copy(update={"without_patients": True}))
+
+    (tmp_path / "foreign").mkdir()
+    other = torchvision.models.resnet18(num_classes=128)
+    save_file(other.state_dict(), tmp_path / "foreign" / "model.safetensors")
+    with pytest.raises(UserError, match="another network"):
+        check(full, ReidentificationParameters(weights="foreign"))

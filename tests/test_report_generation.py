@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -228,7 +230,48 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert not (folder / "trained").exists()
     whole = learn(tmp_path / "whole", epochs=2)
     assert same(whole, learn(folder, epochs=2))
-    assert [path.name for path in folder.iterdir()] == ["trained"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "trained"]
+
+
+def test_two_processes_train_once(tmp_path: Path) -> None:
+    """Another process is in the middle of the same training: this one waits for its weights."""
+    script = textwrap.dedent(
+        """
+        import sys, time
+        sys.path.insert(0, sys.argv[2])
+        from pathlib import Path
+        import test_report_generation as tests
+
+        folder = Path(sys.argv[1])
+
+        def advance(count):
+            # Time for the other to train as well, and to take these checkpoints away.
+            deadline = time.monotonic() + 5
+            while (folder / "epoch-0001").is_dir() and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+        tests.ignore = advance
+        tests.learn(folder, epochs=2)
+        """
+    )
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "epoch-0001").is_dir():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        found = learn(folder, epochs=2)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert same(found, learn(tmp_path / "alone", epochs=2))
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "trained"]
 
 
 def test_a_small_generator_learns_its_pairs(tmp_path: Path) -> None:
@@ -253,7 +296,8 @@ def test_a_small_generator_learns_its_pairs(tmp_path: Path) -> None:
     assert made[0] == made[1] == texts[:5]
 
 
-def test_published_halves_are_loaded_from_folders(tmp_path: Path) -> None:
+def published(folder: Path) -> dict[str, Path]:
+    """A ViT of 32 pixels and a GPT-2 of 64 tokens as transformers saves them."""
     from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
     small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -262,10 +306,69 @@ def test_published_halves_are_loaded_from_folders(tmp_path: Path) -> None:
     writer = GPT2LMHeadModel(
         GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)
     )
-    reader.save_pretrained(tmp_path / "vit")
-    writer.save_pretrained(tmp_path / "gpt")
-    tokenizer.save_pretrained(tmp_path / "gpt")
-    halves = {"encoder": tmp_path / "vit", "decoder": tmp_path / "gpt"}
+    halves = {"encoder": folder / "vit", "decoder": folder / "gpt"}
+    reader.save_pretrained(halves["encoder"])
+    writer.save_pretrained(halves["decoder"])
+    tokenizer.save_pretrained(halves["decoder"])
+    return halves
+
+
+def with_code(folder: Path, trace: Path) -> None:
+    """Makes the folder want code of its own, which leaves `trace` behind where it is run."""
+    file = folder / "config.json"
+    classes = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer")
+    config = json.loads(file.read_text())
+    config |= {"model_type": "mine", "auto_map": dict.fromkeys(classes, "evil.Evil")}
+    file.write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\n")
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_code_in_a_folder_is_not_run_whatever_the_terminal_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    halves = published(tmp_path)
+    trace = tmp_path / "ran"
+    with_code(halves[half], trace)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
+    with pytest.raises(UserError, match=f"{half} of the report generator cannot be loaded"):
+        check(tmp_path, **{half: str(halves[half])})
+    with pytest.raises(UserError, match=f"{half} of the report generator cannot be loaded"):
+        encoder_decoder.train(
+            pictures(6, 0),
+            TEXTS[:6],
+            tmp_path / "a",
+            training=training(epochs=1),
+            sizes=SIZES,
+            advance=ignore,
+            **halves,
+        )
+    assert not trace.exists()
+
+
+def test_a_half_that_cannot_be_used_is_found_before_anything(tmp_path: Path) -> None:
+    halves = {name: str(folder) for name, folder in published(tmp_path).items()}
+    check(tmp_path, **halves)
+    with pytest.raises(UserError, match="reads images of 32 pixels, not of 48") as caught:
+        check(tmp_path, **halves | {"size": 48})
+    name, _, value = str(caught.value.hint).removeprefix("--set report-generation.").partition("=")
+    check(tmp_path, **halves | {name: int(value)})
+    with pytest.raises(UserError, match="writes 64 tokens at most, not 65"):
+        check(tmp_path, **halves | {"tokens": 65})
+    with pytest.raises(UserError, match="writes no text: it is of the kind 'vit'"):
+        check(tmp_path, decoder=halves["encoder"])
+    with pytest.raises(UserError, match="none of images of a fixed size"):
+        check(tmp_path, encoder=halves["decoder"])
+    broken = tmp_path / "chexbert"
+    broken.mkdir()
+    (broken / "vocab.txt").write_text("[PAD]")
+    (broken / "chexbert.pth").write_bytes(b"broken")
+    with pytest.raises(UserError, match="CheXbert cannot be read"):
+        check(tmp_path, labeller="chexbert", chexbert="chexbert")
+
+
+def test_published_halves_are_loaded_from_folders(tmp_path: Path) -> None:
+    halves = published(tmp_path)
     common: dict[str, Any] = {"training": training(epochs=1), "sizes": SIZES, "advance": ignore}
     done = encoder_decoder.train(pictures(6, 0), TEXTS[:6], tmp_path / "a", **halves, **common)
     made = encoder_decoder.generate(
@@ -305,6 +408,20 @@ def test_scores_stand_for_each_regime_and_patients_text_nowhere(
     output = capfd.readouterr()
     for text in TEXTS[:24]:
         assert text not in output.out + output.err + " ".join(said)
+
+
+def test_scores_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    images = sets(tmp_path / "images")
+    draw = np.random.default_rng(0)
+    shuffled = {name: each.take(draw.permutation(len(each))) for name, each in images.items()}
+    found, _ = run(tmp_path / "one", images)
+    again, _ = run(tmp_path / "two", shuffled)
+    assert again == found
+    parts = [
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert parts[0] == parts[1]
 
 
 def test_the_real_regime_is_trained_once_for_all_models(
@@ -451,8 +568,6 @@ def test_patients_are_needed_unless_told_otherwise(tmp_path: Path) -> None:
 
 def tiny_llava_rad(folder: Path) -> tuple[Path, Path, Any]:
     """LLaVA-Rad's files with a tiny ViT and a tiny Llama of random weights, and those networks."""
-    import json
-
     import timm
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM

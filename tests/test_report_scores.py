@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from chexgenbench_plugins.reports.labellers import (
     ORDER,
     CheXbert,
     PhantomLabeller,
+    check_chexbert,
     positive,
 )
 
@@ -186,6 +190,44 @@ def test_bert_score_of_equal_and_of_empty_reports(tmp_path: Path) -> None:
         scores.bert_score(["a"], ["a"], folder=tmp_path)
 
 
+def test_bert_score_runs_no_code_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bert_score", reason="bert-score is not installed")
+    folder, trace = tiny_bert(tmp_path / "bert"), tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    own = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | own | {"model_type": "mine"}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 20))
+    with pytest.raises(UserError, match="text encoder of BERTScore cannot be loaded"):
+        scores.bert_score(["a"], ["a"], folder=folder)
+    assert not trace.exists()
+
+
+def test_a_layer_that_the_text_encoder_lacks_is_refused(tmp_path: Path) -> None:
+    folder = tiny_bert(tmp_path / "bert")
+    assert scores.text_encoder_config(folder, 2).hidden_size == 16
+    with pytest.raises(UserError, match="has 2 layers, and layer 3 is asked for"):
+        scores.text_encoder_config(folder, 3)
+
+
+def test_files_that_are_plainly_not_radgraphs_are_refused(tmp_path: Path) -> None:
+    config, weights = tmp_path / "config.json", tmp_path / "weights.th"
+    config.write_text('{"model": {}}')
+    torch.save({}, weights)
+    scores.check_radgraph(tmp_path)
+    torch.save({}, weights, _use_new_zipfile_serialization=False)
+    scores.check_radgraph(tmp_path)
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="no file of torch"):
+        scores.check_radgraph(tmp_path)
+    for text, message in (("{}", "describes no model"), ("{", "cannot be read")):
+        config.write_text(text)
+        with pytest.raises(UserError, match=message):
+            scores.check_radgraph(tmp_path)
+
+
 def test_radgraph_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json, weights\.th missing"):
         scores.radgraph_f1(["a"], ["a"], folder=tmp_path, python=Path(sys.executable))
@@ -314,21 +356,32 @@ def test_chexbert_reads_the_published_layout(tmp_path: Path) -> None:
     assert classes == {0, 1, 2, 3}
 
 
-def test_chexbert_refuses_other_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [CheXbert, check_chexbert])
+def test_chexbert_refuses_other_files(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    """Before anything expensive as when it is loaded."""
     with pytest.raises(UserError, match=r"chexbert\.safetensors or chexbert\.pth and vocab\.txt"):
-        CheXbert(tmp_path)
+        load(tmp_path)
     folder = tiny_chexbert(tmp_path / "chexbert")
-    state = torch.load(folder / "chexbert.pth", weights_only=True)["model_state_dict"]
+    load(folder)
+    content = torch.load(folder / "chexbert.pth", weights_only=True)
+    state = content["model_state_dict"]
+    wrong = state | {"module.linear_heads.3.bias": torch.zeros(5)}
+    torch.save({"model_state_dict": wrong}, folder / "chexbert.pth")
+    with pytest.raises(UserError, match="does not hold the weights of CheXbert's network"):
+        load(folder)
     del state["module.linear_heads.3.weight"]
     torch.save({"model_state_dict": state}, folder / "chexbert.pth")
     with pytest.raises(UserError, match="does not hold the weights of CheXbert's network"):
-        CheXbert(folder)
+        load(folder)
     torch.save({"model_state_dict": state, "code": Path}, folder / "chexbert.pth")
     with pytest.raises(UserError, match="without running code"):
-        CheXbert(folder)
+        load(folder)
     (folder / "chexbert.pth").write_bytes(b"broken")
-    with pytest.raises(UserError):
-        CheXbert(folder)
+    with pytest.raises(UserError, match="CheXbert cannot be read"):
+        load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="configuration of CheXbert cannot be read"):
+        load(folder)
 
 
 # --- intervals ------------------------------------------------------------------------------

@@ -724,6 +724,7 @@ class SplitSource:
             then speaks of the test side alone.
         columns: our name (``id, prompt, path, labels, patient, view``) to the CSV's column name,
             where it differs from the published schema.
+        own_columns: whether ``--column`` is refused, since the split wrote a CSV itself.
         materialise: called with a CSV and ids of its rows just before their images are read; a
             procedural split draws the missing ones then.
     """
@@ -733,6 +734,7 @@ class SplitSource:
     images_root: Path | None = None
     train_images_root: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    own_columns: bool = False
     materialise: Callable[[Path, Sequence[str]], None] | None = None
 
 

@@ -102,8 +102,8 @@ def check_tables(
             raise UserError(
                 f"The metric {metric!r} cannot keep patients together: no row of "
                 f"{table.source_file} has one.",
-                hint="Name the column of patients in the split, or set without_patients=true: each "
-                "row is then taken for a patient of its own.",
+                hint="Name the column of patients in the split, or say --set "
+                f"{metric}.without_patients=true: each row is then taken for a patient of its own.",
             )
     patients = tables["real"].patient_codes()
     if (len(tables["real"]) if patients is None else np.unique(patients).size) < 2:

@@ -50,7 +50,8 @@ class ExportedFolder:
             raise UserError(
                 f"{path} is no dataset that `chexgenbench dataset export` made: it has no "
                 f"{_PROVENANCE}.",
-                hint="Name the folder that the export was told.",
+                hint="Name the folder that the export was told; a relative one is looked for in "
+                "the project folder (--home), and not in the current one.",
             )
         if not facts.get("prompts_included"):
             raise UserError(
@@ -77,14 +78,19 @@ class ExportedFolder:
         return cls(path, table, images, prompts, files, parquet)
 
     def refuse_shared(self, other: Path) -> None:
-        """Raises `UserError` where images were made for prompts of the split side in `other`."""
+        """Raises `UserError` where images were made for prompts of the split side in `other`.
+
+        It names lines and not prompts, whose ids lead to patients where the split is credentialed.
+        """
         with other.open(encoding="utf-8-sig", newline="") as file:
-            shared = sorted({row.get("id", "") for row in csv.DictReader(file)} & self.prompt_ids)
+            read = csv.DictReader(file)
+            shared = {row["id"]: read.line_num for row in read if row.get("id") in self.prompt_ids}
         if shared:
+            lines = ", ".join(map(str, list(shared.values())[:5]))
             raise UserError(
                 f"{len(shared)} prompts that images of {self.path} were made for are rows of "
-                f"{other.name}, such as {', '.join(shared[:5])}: training and test side would "
-                "share their labels.",
+                f"{other.name}, such as those that end on line {lines}: training and test side "
+                "would share their labels.",
                 hint="Export images of training prompts (--pool), or accept it: "
                 "--set exported.shared_prompts=true",
             )

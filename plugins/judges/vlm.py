@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import whitespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -105,6 +106,7 @@ class Vlm(Judge):
                 "cannot ask it.",
                 hint="Take an instruction-tuned model.",
             )
+        self._tokens = _special_tokens(self.processor)
         self.network.eval().requires_grad_(False).to(context.device)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[str]:
@@ -112,7 +114,8 @@ class Vlm(Judge):
 
         with torch.inference_mode():
             for request in requests:
-                question = self.parameters.question.replace("{prompt}", request.prompt)
+                prompt = without_tokens(request.prompt, self._tokens)
+                question = self.parameters.question.replace("{prompt}", prompt)
                 if self.parameters.mode == "likelihood":
                     yield self._likeliest(request.path, question)
                     continue
@@ -180,6 +183,31 @@ def parse(text: str) -> str:
     """
     plain = " ".join(text.split()).strip(" .*\"'`").casefold()
     return next((label for label in QUALITIES if label.casefold() == plain), UNREADABLE)
+
+
+def without_tokens(text: str, tokens: Sequence[str]) -> str:
+    """`text` with a space within each of `tokens` (without white space), so that it stays text.
+
+    A prompt with a token of the model's own would else stand for an image, or end the question.
+
+    >>> without_tokens("heart <image> normal", ["<image>", "</s>"])
+    'heart < image> normal'
+    """
+    while found := next((token for token in tokens if token in text), None):
+        text = text.replace(found, f"{found[0]} {found[1:]}")
+    return text
+
+
+def _special_tokens(processor: Any) -> tuple[str, ...]:
+    """What the tokenizer or the processor does not take for text, the longest first."""
+    known = {str(token) for token in processor.tokenizer.all_special_tokens}
+    added = processor.tokenizer.added_tokens_decoder.values()
+    known |= {str(token) for token in added if token.special}
+    for name in ("image_token", "boi_token", "eoi_token", "video_token", "audio_token"):
+        known.add(str(getattr(processor, name, None) or ""))
+    # What a space cannot part is white space or one character: neither stands for an image.
+    parted = (token for token in known if len(token) > 1 and not set(token) & set(whitespace))
+    return tuple(sorted(parted, key=lambda token: (-len(token), token)))
 
 
 @hookimpl

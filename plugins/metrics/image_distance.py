@@ -94,8 +94,9 @@ class LatentDistance(_OwnImage):
 
 def _scores(prefix: str, unit: str) -> tuple[ScoreSpec, ...]:
     said = {
-        "mean": "distance of an image to its prompt's own real one; control: held-out prompts",
-        "min": "distance of the nearest image of a prompt; control: held-out prompts",
+        "mean": "distance of an image to its prompt's own real one; control: held-out "
+        "prompts, weighted to the same findings",
+        "min": "distance of the nearest image of a prompt; control: as of the mean",
         "real": "distance of real images: same_patient, other_patient, other_patient_min",
     }
     return tuple(

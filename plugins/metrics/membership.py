@@ -52,7 +52,7 @@ class Membership(TaskMetric):
         return {
             "members": ImageNeed(side="training", source="model", prompts=p, repeats=r),
             "held_out": ImageNeed(side="test", source="model", prompts=p, repeats=r),
-            "training_real": ImageNeed(side="training", source="real"),
+            "training_real": ImageNeed(side="training", source="real", every_row=True),
             "held_out_real": ImageNeed(side="test", source="real"),
         }
 

@@ -45,7 +45,7 @@ class Memorisation(TaskMetric):
     def needs(cls, parameters: Any) -> Mapping[str, ImageNeed]:
         needs = {
             "generated": ImageNeed(side="test", source="model", repeats=None),
-            "training": ImageNeed(side="training", source="real"),
+            "training": ImageNeed(side="training", source="real", every_row=True),
             "held_out": ImageNeed(side="test", source="real"),
         }
         if parameters.members:

@@ -61,13 +61,13 @@ class Reidentification(TaskMetric):
         context: Context,
         tables: Mapping[str, PromptTable],
     ) -> Sequence[str]:
-        from chexgenbench_plugins.reid.loading import check_weights
+        from chexgenbench_plugins.reid.loading import load_network
         from chexgenbench_plugins.reid.pairs import check_tables
 
         remarks = check_tables(
             "reidentification", tables, parameters.prompts, parameters.without_patients
         )
-        check_weights(cls.weights(parameters, context), context)
+        load_network(cls.weights(parameters, context), context)
         return remarks
 
     def run(self, task: Task) -> TaskResult:
@@ -100,7 +100,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="share of training prompts whose best image passes for their patient; "
-                "control: held-out prompts",
+                "control: held-out prompts, weighted to the same findings",
             ),
             ScoreSpec(
                 name="reid_mean",

@@ -75,8 +75,8 @@ class ReportGeneration(TaskMetric):
         if test.patient_codes() is None and not parameters.without_patients:
             raise UserError(
                 f"{METRIC} cannot keep patients together: no row of {test.source_file} has one.",
-                hint="Name the column of patients in the split, or set without_patients=true: each "
-                "row is then taken for a patient of its own.",
+                hint="Name the column of patients in the split, or say --set "
+                f"{METRIC}.without_patients=true: each row is then taken for a patient of its own.",
             )
         check_files(parameters, context)
         return remarks(parameters)

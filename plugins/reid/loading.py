@@ -77,19 +77,16 @@ def read_architecture(files: Sequence[Path]) -> Architecture:
     return Architecture()
 
 
-def check_weights(files: Sequence[Path], context: Context) -> None:
-    """Raises `UserError` where the weights are not those of the network."""
-    import torch
+def load_network(files: Sequence[Path], context: Context) -> torch.nn.Module:
+    """The network with these weights, on the CPU.
 
-    with torch.device("meta"):
-        network = build(read_architecture(files))
-    state = _state(files, context)
-    fill(network, {name: value.to("meta") for name, value in state.items()}, NAME)
-
-
-def _state(files: Sequence[Path], context: Context) -> dict[str, torch.Tensor]:
+    Raises:
+        UserError: the weights cannot be read, or are of another network.
+    """
+    network = build(read_architecture(files))
     state = read_state(files[0], NAME, allow_pickle=context.allow_pickle)
-    return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+    fill(network, {n: v.float() if v.is_floating_point() else v for n, v in state.items()}, NAME)
+    return network.eval().requires_grad_(False)
 
 
 class Reidentifier:
@@ -99,9 +96,7 @@ class Reidentifier:
         self.architecture = read_architecture(files)
         self.identity = [sha256_file(path) for path in files]
         self.device = context.device
-        network = build(self.architecture)
-        fill(network, _state(files, context), NAME)
-        self.network = network.eval().requires_grad_(False)
+        self.network = load_network(files, context)
         self.weight: Vectors = self.network.fc_end.weight.numpy()[0]  # type: ignore[union-attr]
         self.bias = float(self.network.fc_end.bias)  # type: ignore[arg-type]
         self.network.to(self.device)

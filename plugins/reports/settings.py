@@ -235,4 +235,4 @@ def remarks(parameters: ReportParameters) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in missing_scores(parameters).items():
         names.setdefault(reason, []).append(name)
-    return [f"{METRIC} takes no {', '.join(some)}: {reason}." for reason, some in names.items()]
+    return [f"no {', '.join(some)}: {reason}." for reason, some in names.items()]

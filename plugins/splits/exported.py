@@ -19,7 +19,8 @@ from chexgenbench_plugins.splits.demo import Demo
 
 class ExportedParameters(Parameters):
     dataset: Annotated[str, Location()] = Field(
-        description="The folder that `chexgenbench dataset export` made, with prompts."
+        description="The folder that `chexgenbench dataset export` made, with prompts; a relative "
+        "one starts from the project folder (--home)."
     )
     side: Literal["train", "test"] = Field(
         "train", description="Which side of the split the dataset is."
@@ -62,6 +63,7 @@ class Exported(Split):
                 images_root=other.images_root,
                 train=dataset.csv,
                 train_images_root=dataset.images,
+                own_columns=True,
                 materialise=materialise,
             )
         return SplitSource(
@@ -69,6 +71,7 @@ class Exported(Split):
             images_root=dataset.images,
             train=theirs,
             train_images_root=other.images_root,
+            own_columns=True,
             materialise=materialise,
         )
 

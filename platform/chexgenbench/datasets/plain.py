@@ -9,6 +9,9 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from chexgenbench.images import read_image
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +40,8 @@ def plain_image(path: Path, data: bytes) -> bytes:
         if stripped is not None and _upright(data):
             return stripped
     buffer = io.BytesIO()
-    read_image(path).save(buffer, "PNG")
+    # A new image: one that was read takes its profile and EXIF along.
+    Image.fromarray(np.asarray(read_image(path))).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -109,7 +113,5 @@ def _scan_end(data: bytes, at: int) -> int:
 
 
 def _upright(data: bytes) -> bool:
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as image:
-        return image.getexif().get(_ORIENTATION, 1) == 1
+        return bool(image.getexif().get(_ORIENTATION, 1) == 1)

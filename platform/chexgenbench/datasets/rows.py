@@ -164,13 +164,13 @@ def read_rows(home: Home, run_id: str, pool: str | None, *, include_credentialed
         record=record,
         table=table[shown],
         paths=paths,
-        near_copy=table["sha256"].map(copies).to_numpy(np.float64),
+        near_copy=np.asarray(table["sha256"].map(copies), np.float64),
         scores=scores,
         counted=read("scores"),
         side=side,
         pool=pool,
         prompts=prompts_leave,
-        examined=int((values["metric"].eq(NEAR_COPY) & values["value"].notna()).sum()),
+        examined=_said(values)["image_id"].nunique(),
     )
     return rows.keep((table["status"] == "ok").to_numpy(np.bool_), "unreadable in the run")
 
@@ -210,9 +210,13 @@ def judged(rows: Rows, answers: Sequence[str], keep: Sequence[str]) -> Rows:
 def _near_copies(values: pd.DataFrame, images: Sequence[pd.DataFrame]) -> pd.Series[float]:
     """Content of an image to the worst that a privacy metric said of any image of that content."""
     known = pd.concat([part[["image_id", "sha256"]] for part in images], ignore_index=True)
-    said = values[(values["metric"] == NEAR_COPY) & values["value"].notna()]
-    worst: pd.Series[float] = said.merge(known, on="image_id").groupby("sha256")["value"].max()
+    both = _said(values).merge(known, on="image_id")
+    worst: pd.Series[float] = both.groupby("sha256")["value"].max()
     return worst
+
+
+def _said(values: pd.DataFrame) -> pd.DataFrame:
+    return values[(values["metric"] == NEAR_COPY) & values["value"].notna()]
 
 
 def _wide(scores: pd.DataFrame) -> pd.DataFrame:

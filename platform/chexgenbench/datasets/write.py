@@ -128,7 +128,7 @@ class _Files:
     def get(self, i: int) -> tuple[bytes, str, str]:
         """Content, name and SHA-256 of the file of row `i`."""
         data, path = _read(self._rows, i), self._rows.paths[i]
-        name, sha256 = self._rows.table.loc[i, ["file_name", "sha256"]]
+        name, sha256 = (str(self._rows.table[column].iloc[i]) for column in ("file_name", "sha256"))
         plain = plain_image(path, data)
         if plain == data:
             return data, name, sha256
@@ -193,9 +193,7 @@ def _schema(types: dict[str, str]) -> pa.Schema:
     )
 
 
-def _write_images(
-    folder: Path, rows: Rows, files: _Files, advance: Callable[[int], None]
-) -> None:
+def _write_images(folder: Path, rows: Rows, files: _Files, advance: Callable[[int], None]) -> None:
     folder.mkdir()
     columns = [name for name in features(rows) if name != "image"]
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:

@@ -70,15 +70,15 @@ def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
     return [Cell(column=columns[row.pop("run_id")], **row) for row in rows]
 
 
-def number(value: float | None) -> str:
-    """Four significant digits.
+def number(value: float | None, digits: int = 4) -> str:
+    """Some significant digits.
 
-    >>> number(0.123456), number(None), number(1234.5)
-    ('0.1235', '-', '1234')
+    >>> number(0.123456), number(None), number(1234.5), number(-0.0)
+    ('0.1235', '-', '1234', '0')
     """
     if value is None:
         return "-"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value + 0.0:.{digits}g}"
 
 
 def interval(cell: Cell) -> str:
@@ -174,15 +174,8 @@ def _line(cell: Cell, controlled: bool) -> list[str]:
         return [cell.column, "-", "-", cell.status]
     excess = "no interval"
     if cell.excess_low is not None and cell.excess_high is not None:
-        excess = f"{_short(cell.excess_low)} to {_short(cell.excess_high)}"
-    return [cell.column, _short(cell.value), _short(cell.floor), excess]
-
-
-def _short(value: float | None) -> str:
-    """Three significant digits."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        excess = f"{number(cell.excess_low, 3)} to {number(cell.excess_high, 3)}"
+    return [cell.column, number(cell.value, 3), number(cell.floor, 3), excess]
 
 
 def _shown(table: Any) -> str:

@@ -15,10 +15,10 @@ from filelock import FileLock
 from chexgenbench.datasets.card import PROVENANCE, Choice, card, privacy_remark, provenance
 from chexgenbench.datasets.judging import Answers, ask, count
 from chexgenbench.datasets.rows import Rows, choose, judged, read_rows
-from chexgenbench.datasets.write import Format, bytes_needed, new_folder, write_files
+from chexgenbench.datasets.write import Format, check_space, new_folder, write_files
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
-from chexgenbench.features import FeatureStore, HashCache
-from chexgenbench.features.extract import text_key
+from chexgenbench.features import FeatureStore, HashCache, plan_encoder
+from chexgenbench.features.extract import extract, text_key
 from chexgenbench.files import digest, inside, write_json, write_text
 from chexgenbench.progress import Progress
 from chexgenbench.registry import Plugin, Registry
@@ -132,13 +132,16 @@ def export_dataset(
         keep_flagged=export.keep_flagged,
     )
     _refuse_empty(rows)
-    with new_folder(out, bytes_needed(rows)) as folder:
+    with new_folder(out) as folder:
         facts = None
         if judge is not None:
-            rows, facts = _judge(options, judge, rows, export, progress)
+            rows, facts = _judge(options, registry, judge, rows, export, progress)
             _refuse_empty(rows)
         if export.limit is not None:
             rows = rows.keep(np.arange(len(rows)) < export.limit, "beyond --limit")
+        check_space(folder, rows)
+        with progress.stage(f"export {rows.record.model}", len(rows)) as advance:
+            changed = write_files(folder, rows, export.format, advance)
         chosen = Choice(
             where=export.where,
             allow_near_copies=export.allow_near_copies,
@@ -146,10 +149,9 @@ def export_dataset(
             limit=export.limit,
             qualities=export.qualities if judge else (),
             judge=facts,
+            changed=changed,
             licences=_licences(registry, rows),
         )
-        with progress.stage(f"export {rows.record.model}", len(rows)) as advance:
-            write_files(folder, rows, export.format, advance)
         write_json(folder / PROVENANCE, provenance(rows, chosen, export.format))
         write_text(folder / "README.md", card(rows, chosen, export.format))
     remarks = [privacy_remark(rows)]
@@ -158,9 +160,13 @@ def export_dataset(
             "The split is credentialed: prompts and their ids were left out. "
             "--include-credentialed takes them along."
         )
+    if changed:
+        remarks.append(f"Text and other metadata were taken out of {changed} image files.")
     if facts:
         said = ", ".join(f"{number} {name}" for name, number in facts["counts"].items())
         remarks.append(f"The judge {facts['name']} said: {said}.")
+        if facts.get("not_judged"):
+            remarks.append(f"{facts['not_judged']}.")
     return Exported(len(rows), rows.left_out, remarks)
 
 
@@ -213,8 +219,7 @@ class JudgePlan:
 def _plan_judge(options: Options, registry: Registry, text: str) -> JudgePlan:
     name, _, encoder = text.partition("@")
     plugin: Plugin[JudgeSpec] = registry.find("judges", name)
-    fields = set(plugin.spec.parameters.model_fields)
-    values = parse_settings(list(options.settings), {name: "model"}, {name: fields}, {name: name})
+    values = _settings(options, registry, plugin)
     parameters = cast("JudgeParameters", plugin.parse(values.get(name, {})))
     device = resolve_devices(options.device)[0]
     context = Context(
@@ -235,14 +240,29 @@ def _plan_judge(options: Options, registry: Registry, text: str) -> JudgePlan:
     )
 
 
+def _settings(
+    options: Options, registry: Registry, judge: Plugin[JudgeSpec]
+) -> dict[str, dict[str, Any]]:
+    """``--set`` of the judge, and of the encoder whose text side it needs."""
+    plugins: dict[str, Plugin[Any]] = {**registry.encoders, judge.name: judge}
+    has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in plugins.items()}
+    kinds = dict.fromkeys(registry.encoders, "encoder") | {judge.name: "model"}
+    return parse_settings(list(options.settings), kinds, has, {name: name for name in plugins})
+
+
 def _judge(
-    options: Options, plan: JudgePlan, rows: Rows, export: ExportOptions, progress: Progress
+    options: Options,
+    registry: Registry,
+    plan: JudgePlan,
+    rows: Rows,
+    export: ExportOptions,
+    progress: Progress,
 ) -> tuple[Rows, dict[str, Any]]:
     """The rows of the wanted qualities, and the facts of the judge."""
     identity: dict[str, Any] = plan.identity()
     taken: _Features | None = None
     if plan.plugin.spec.features:
-        taken = _features(options, plan, rows)
+        taken = _features(options, registry, plan, rows, progress)
         identity |= {"real": taken.id}
     folder = options.home.cache / "judgements" / f"{plan.plugin.name}-{digest(identity)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -276,7 +296,13 @@ def _judge(
     unasked = len(rows) - len(said)
     asked = rows.keep(np.arange(len(rows)) < len(said), "beyond --limit") if unasked else rows
     facts = {"name": plan.plugin.name, "counts": counts, **plan.identity()}
-    facts |= {"encoder": taken.encoder} if taken is not None else {}
+    if taken is not None:
+        facts["encoder"] = taken.encoder
+        if taken.text is None:
+            facts["not_judged"] = (
+                f"Whether images answer their prompts was not judged: the encoder {taken.encoder} "
+                "reads no text"
+            )
     return judged(asked, said, export.qualities), facts
 
 
@@ -302,7 +328,8 @@ class _Features:
 
     Attributes:
         id: hash of all that `real` depends on.
-        made, text: float32 [n, d] of the rows' images and prompts.
+        made, text: float32 [n, d] of the rows' images and prompts; no text where the encoder
+            reads none.
     """
 
     encoder: str
@@ -312,7 +339,9 @@ class _Features:
     text: Any
 
 
-def _features(options: Options, plan: JudgePlan, rows: Rows) -> _Features:
+def _features(
+    options: Options, registry: Registry, plan: JudgePlan, rows: Rows, progress: Progress
+) -> _Features:
     record, home = rows.record, options.home
     if not record.encoders:
         raise UserError(f"Run {record.run_id} used no encoder, whose features the judge reads.")
@@ -322,9 +351,7 @@ def _features(options: Options, plan: JudgePlan, rows: Rows) -> _Features:
     facts = record.encoders[name]
     folder = home.features / f"{name}-{facts['id']}"
     images = FeatureStore(folder / "images", facts["outputs"])
-    texts = FeatureStore(folder / "texts", {"features": facts["outputs"].get("features", 0)})
     images.refresh()
-    texts.refresh()
 
     table = read_table(inside(home.runs, record.run_id), "prompts", record).to_pandas()
     table = table[table["image_path"].notna()] if record.images_root else table.iloc[:0]
@@ -341,23 +368,85 @@ def _features(options: Options, plan: JudgePlan, rows: Rows) -> _Features:
             hint="Name an encoder that saw all of these images with --judge NAME@ENCODER, or "
             "repeat the run's command with --new, which encodes them again.",
         )
-    spoken = all(key in texts for key in [*asked, *known])
+    texts = None
+    if registry.find("encoders", name).spec.text:
+        prompts_of = [*table["prompt"], *rows.table["prompt"]]
+        places = _settings(options, registry, plan.plugin).get(name, {})
+        texts = _texts(options, registry, rows, name, places, prompts_of, progress)
     prompts, patients = _codes(table["prompt_id"]), _codes(table["patient_id"])
     alone = table["patient_id"].isna().to_numpy()
     patients[alone] = patients.max(initial=0) + 1 + np.arange(int(alone.sum()))
     real = Sample(
         outputs=images.read(kept),
-        text=texts.read(known)["features"] if spoken else None,
+        text=texts.read(known)["features"] if texts else None,
         prompts=prompts,
         patients=patients,
     )
     return _Features(
         encoder=name,
-        id=digest([facts["id"], kept, known if spoken else [], patients.tolist()]),
+        id=digest([facts["id"], kept, known if texts else [], patients.tolist()]),
         real=real,
         made=images.read(made)["features"],
-        text=texts.read(asked)["features"] if spoken else None,
+        text=texts.read(asked)["features"] if texts else None,
     )
+
+
+def _texts(
+    options: Options,
+    registry: Registry,
+    rows: Rows,
+    name: str,
+    places: Mapping[str, Any],
+    prompts: Sequence[str],
+    progress: Progress,
+) -> FeatureStore:
+    """The features of the prompts under an encoder of the run; those not stored yet are made: a run
+    encodes its own prompts only, and those only where a metric reads them.
+
+    Args:
+        places: parameters of the encoder as the user set them; a run does not keep where its
+            weights lie.
+
+    Raises:
+        UserError: some are to be made, and the encoder here is not the run's.
+    """
+    facts = rows.record.encoders[name]
+    width = {"features": facts["outputs"]["features"]}
+    texts = FeatureStore(options.home.features / f"{name}-{facts['id']}" / "texts", width)
+    texts.refresh()
+    lacking = {text_key(prompt): prompt for prompt in prompts}
+    lacking = {key: prompt for key, prompt in lacking.items() if key not in texts}
+    if not lacking:
+        return texts
+    plugin = registry.find("encoders", name)
+    parameters = plugin.parse({**facts["parameters"], **places})
+    context = Context(
+        device=resolve_devices(options.device)[0],
+        home=options.home.root,
+        cache=options.home.cache,
+        allow_pickle=options.allow_pickle,
+    )
+    hashes = HashCache(options.home.cache / "hashes.sqlite")
+    weights = hash_weights(plugin, parameters, context, hashes)
+    encoder = plan_encoder(plugin, parameters, context, root=options.home.features, weights=weights)
+    if encoder.id != facts["id"]:
+        raise UserError(
+            f"{len(lacking)} prompts are not encoded by {name!r}, and the encoder here is not that "
+            f"of run {rows.record.run_id}, which ran on {facts['device']}: its device, weights or "
+            "code are others.",
+            hint=f"Choose the run's own with --device and --set {name}.PARAMETER=..., or name "
+            "another encoder of the run: --judge NAME@ENCODER.",
+        )
+    extract(
+        (),
+        list(lacking.values()),
+        [encoder],
+        batch_size=options.encode_batch_size,
+        text_encoders=frozenset([name]),
+        stage=partial(progress.stage, "encode prompts"),
+    )
+    texts.refresh()
+    return texts
 
 
 def _codes(column: Any) -> Any:

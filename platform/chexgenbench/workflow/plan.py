@@ -763,6 +763,11 @@ def _read_split(
     root = options.images_root or source.images_root
     if root is not None and options.images_root is not None and not root.is_dir():
         raise UserError(f"--images-root {root} is not a folder.")
+    if source.own_columns and options.columns:
+        raise UserError(
+            f"--column does not go with the split {split.name!r}.",
+            hint="Both of its sides have the published columns.",
+        )
     columns = {**source.columns, **options.columns}
 
     def read(path: Path, images_root: Path | None) -> PromptTable:
