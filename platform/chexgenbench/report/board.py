@@ -132,7 +132,7 @@ def board_text(cells: Sequence[Cell]) -> str:
         if not controlled:
             heads = ("rank", "model", "value", "95 % interval")
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column("score", overflow="fold", min_width=22)
+        table.add_column("score", overflow="fold", min_width=22 if controlled else None)
         for head in heads:
             if head == "model":
                 table.add_column(head, overflow="fold")
