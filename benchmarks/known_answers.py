@@ -212,7 +212,9 @@ def answers(features: Features, registry: Registry) -> list[Answer]:
     real = features.side(features.real)
     for plugin in registry.metrics.values():
         spec = plugin.spec
-        if spec.output not in real.outputs or (spec.text and real.text is None):
+        if spec.metric == "task" or spec.output not in real.outputs:
+            continue
+        if spec.text and real.text is None:
             continue
         metric = plugin.create(plugin.parse({}), 0)
         for corruption in CORRUPTIONS:

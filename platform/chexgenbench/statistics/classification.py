@@ -52,7 +52,14 @@ _LEAST_DEFINED = 0.95
 
 
 class Undefined(ValueError):
-    """The statistic has no value on these rows, such as an AUC of one class."""
+    """The statistic has no value on these rows, such as an AUC of one class.
+
+    >>> try:
+    ...     roc_auc([0.1, 0.9], [0, 0])
+    ... except Undefined as error:
+    ...     print(error)
+    no positive row
+    """
 
 
 class _Statistic(Protocol):
@@ -349,6 +356,10 @@ class ColumnScores:
             to `chexgenbench.statistics.difference.difference`.
         undefined: why each of the other columns has no value. That depends on the labels alone, so
             the columns of two models on the same rows are the same.
+
+    >>> columns = [[0, 1], [1, 0]], [[0, 0], [1, 0]], ["a", "b"]
+    >>> by_column(roc_auc, *columns).estimates()["b"]
+    'no positive row'
     """
 
     scores: Mapping[str, UnitInfluence]
