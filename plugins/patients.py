@@ -27,8 +27,8 @@ def check_patients(
         if not known and not without_patients:
             raise UserError(
                 f"The metric {metric!r} must keep patients apart, and no {side} row has one.",
-                hint=f"Name the column with columns.patient, or set {metric}.without_patients=true "
-                "to take every row for a patient of its own (its intervals are then too narrow).",
+                hint="Name the column: --column patient=NAME. Or take every row for a patient of "
+                f"its own, with intervals that are too narrow: --set {metric}.without_patients=true",
             )
         if 0 < known < len(prompts):
             remarks.append(
