@@ -27,8 +27,8 @@ def check_patients(
         if not known and not without_patients:
             raise UserError(
                 f"The metric {metric!r} must keep patients apart, and no {side} row has one.",
-                hint="Name the column: --column patient=NAME. Or take every row for a patient, with "
-                f"intervals that are too narrow: --set {metric}.without_patients=true",
+                hint="Name the column: --column patient=NAME. Or take every row for a patient, "
+                f"with too narrow intervals: --set {metric}.without_patients=true",
             )
         if 0 < known < len(prompts):
             remarks.append(
