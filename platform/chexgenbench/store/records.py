@@ -79,6 +79,13 @@ def _schema(**types: pa.DataType) -> pa.Schema:
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 
+_ROW = {
+    **dict.fromkeys(("prompt_id", "prompt", "patient_id", "view", "image_path"), _TEXT),
+    "line": _INT,
+    **dict.fromkeys(FINDINGS, _REAL),
+}
+"""A row of a split."""
+
 SCHEMAS: Mapping[str, pa.Schema] = {
     "scores": _schema(
         run_id=_TEXT,
@@ -134,13 +141,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "prompts": _schema(
         run_id=_TEXT,
         split=_TEXT,
-        prompt_id=_TEXT,
-        prompt=_TEXT,
-        patient_id=_TEXT,
-        view=_TEXT,
-        image_path=_TEXT,
-        line=_INT,
-        **dict.fromkeys(FINDINGS, _REAL),
+        **_ROW,
     ),
     "images": _schema(
         run_id=_TEXT,
@@ -163,13 +164,7 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "pool_prompts": _schema(
         run_id=_TEXT,
         side=_TEXT,
-        prompt_id=_TEXT,
-        prompt=_TEXT,
-        patient_id=_TEXT,
-        view=_TEXT,
-        image_path=_TEXT,
-        line=_INT,
-        **dict.fromkeys(FINDINGS, _REAL),
+        **_ROW,
     ),
     "pool_images": _schema(
         run_id=_TEXT,
