@@ -26,7 +26,8 @@ def check_patients(
         known = int(prompts.table["patient_id"].notna().sum())
         if not known and not without_patients:
             raise UserError(
-                f"The metric {metric!r} must keep patients apart, and no {side} row has one.",
+                f"The metric {metric!r} must keep patients apart, and no {side} row of "
+                f"{prompts.source_file} has one.",
                 hint="Name the column: --column patient=NAME. Or take every row for a patient, "
                 f"with too narrow intervals: --set {metric}.without_patients=true",
             )

@@ -527,7 +527,7 @@ def test_a_finding_needs_two_patients_and_not_two_images() -> None:
     tables = {"real": side, "synthetic": side}
     test = prompt_table(6, labels=labels, patients=owners)
     remarks = check_tables("m", tables | {"test": test}, without_patients=False)
-    assert "m: Cardiomegaly is left out: 1 test patients" in " ".join(remarks)
+    assert "Cardiomegaly is left out: 1 test patients" in " ".join(remarks)
     assert "Edema" not in " ".join(remarks)
     alone = prompt_table(6, labels=labels, patients=[None] * 6)
     remarks = check_tables("m", tables | {"test": alone}, without_patients=True)
@@ -712,12 +712,12 @@ def test_bad_input_is_refused_before_anything_expensive(tmp_path: Path) -> None:
     good = {"real": side, "synthetic": side, "test": test}
     remarks = check(TINY, tmp_path, **good)
     assert len(remarks) == 12
-    assert "classification: Fracture is left out: 0 test patients" in " ".join(remarks)
+    assert "Fracture is left out: 0 test patients" in " ".join(remarks)
     with pytest.raises(UserError, match="no network named 'resnet5O'") as caught:
         check(TINY.model_copy(update={"backbone": "resnet5O"}), tmp_path, **good)
     assert "resnet50" in str(caught.value.hint)
     alone = prompt_table(40, labels=labels_of(40, 0), patients=[None] * 40)
-    with pytest.raises(UserError, match=r"no row of .* has one") as caught:
+    with pytest.raises(UserError, match=r"no training row of .* has one") as caught:
         check(TINY, tmp_path, **good | {"real": alone})
     assert "without_patients=true" in str(caught.value.hint)
     told = TINY.model_copy(update={"without_patients": True})

@@ -306,5 +306,5 @@ def test_the_descriptor_and_its_check(tmp_path: Path) -> None:
         "test": "test-all-real",
     }
     side = prompt_table(40, side="training", labels=labels_of(40, 0), patients=[None] * 40)
-    with pytest.raises(UserError, match="'linear-probe' cannot keep patients together"):
+    with pytest.raises(UserError, match="'linear-probe' must keep patients apart"):
         check(tmp_path, real=side, synthetic=side, test=prompt_table(40, labels=labels_of(40, 1)))

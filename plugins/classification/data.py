@@ -94,17 +94,13 @@ def check_tables(
     """
     import numpy as np
 
+    from chexgenbench_plugins.patients import check_patients
+
     for side in ("real", "test"):
-        table = tables[side]
-        if not len(table):
+        if not len(tables[side]):
             raise UserError(f"The metric {metric!r} has no {side} rows to work on.")
-        if table.patient_codes() is None and not without_patients:
-            raise UserError(
-                f"The metric {metric!r} cannot keep patients together: no row of "
-                f"{table.source_file} has one.",
-                hint="Name the column of patients in the split, or say --set "
-                f"{metric}.without_patients=true: each row is then taken for a patient of its own.",
-            )
+    sides = {"training": tables["real"], "test": tables["test"]}
+    remarks = check_patients(metric, sides, without_patients=without_patients)
     patients = tables["real"].patient_codes()
     if (len(tables["real"]) if patients is None else np.unique(patients).size) < 2:
         raise UserError(
@@ -121,7 +117,7 @@ def check_tables(
             f"The metric {metric!r} has no finding to score: each needs {FEWEST} patients with it "
             f"and {FEWEST} without in {test.source_file}."
         )
-    return [f"{metric}: {name} is left out: {reason}." for name, reason in reasons.items()]
+    return remarks + [f"{name} is left out: {reason}." for name, reason in reasons.items()]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
