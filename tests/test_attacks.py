@@ -420,7 +420,7 @@ def test_check_refuses_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 50 training prompts and gets 49"):
         Membership.check(parameters, context, tables(prompt_table(49), full[1]))
     nobody = prompt_table(100, patients=[None] * 100)
-    with pytest.raises(UserError, match="no test row of .* has one") as refused:
+    with pytest.raises(UserError, match=r"no test row of .* has one") as refused:
         Membership.check(parameters, context, tables(full[0], nobody))
     assert "without_patients=true" in str(refused.value.hint)
     agreed = MembershipParameters(prompts=100, without_patients=True)

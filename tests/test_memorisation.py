@@ -598,7 +598,7 @@ def test_patients_are_asked_for_and_own_images_are_all_looked_at() -> None:
     full, nobody = prompt_table(30), prompt_table(30, side="training", patients=[None] * 30)
     parameters = MemorisationParameters()
     tables = {"training": nobody, "held_out": full}
-    with pytest.raises(UserError, match="no training row of .* has one") as refused:
+    with pytest.raises(UserError, match=r"no training row of .* has one") as refused:
         Memorisation.check(parameters, context, tables)
     assert "memorisation.without_patients=true" in str(refused.value.hint)
     agreed = MemorisationParameters(without_patients=True)

@@ -575,7 +575,7 @@ def test_check_before_anything_expensive(tmp_path: Path) -> None:
     assert any("30 training prompts" in remark for remark in check(full))
     with pytest.raises(UserError, match="20 training prompts at least"):
         check(few)
-    with pytest.raises(UserError, match="no training row of .* has one"):
+    with pytest.raises(UserError, match=r"no training row of .* has one"):
         check(nobody)
     assert check(nobody, parameters.model_copy(update={"without_patients": True}))
 
