@@ -555,7 +555,7 @@ def test_what_cannot_be_taken_is_said_before_anything_expensive(tmp_path: Path) 
 
 def test_patients_are_needed_unless_told_otherwise(tmp_path: Path) -> None:
     without = tables(patients=[None] * 4)
-    with pytest.raises(UserError, match="cannot keep patients together"):
+    with pytest.raises(UserError, match="must keep patients apart"):
         check(tmp_path, without)
     check(tmp_path, without, without_patients=True)
     few = tables() | {"real": prompt_table(1, side="training")}

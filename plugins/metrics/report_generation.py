@@ -71,15 +71,13 @@ class ReportGeneration(TaskMetric):
         for side, table in tables.items():
             if len(table) < 2:
                 raise UserError(f"{METRIC} needs two {side} rows at least, and has {len(table)}.")
-        test = tables["test"]
-        if test.patient_codes() is None and not parameters.without_patients:
-            raise UserError(
-                f"{METRIC} cannot keep patients together: no row of {test.source_file} has one.",
-                hint="Name the column of patients in the split, or say --set "
-                f"{METRIC}.without_patients=true: each row is then taken for a patient of its own.",
-            )
+        from chexgenbench_plugins.patients import check_patients
+
+        patients = check_patients(
+            METRIC, {"test": tables["test"]}, without_patients=parameters.without_patients
+        )
         check_files(parameters, context)
-        return remarks(parameters)
+        return [*patients, *remarks(parameters)]
 
     def run(self, task: Task) -> TaskResult:
         from chexgenbench_plugins.reports.experiment import compose, reports_of
