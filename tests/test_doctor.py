@@ -281,7 +281,7 @@ def test_an_environment_of_its_own_brings_its_own_modules(
     desk: Desk, plugins: tuple[str, str]
 ) -> None:
     options = ("models", "status", "apart", *plugins)
-    assert "pip install no_such_module, or make its environment: containers/apart" in (
+    assert "pip install no_such_module, or make its environment: chexgenbench env build apart" in (
         desk.run(*options).out
     )
     python = desk.cache / "environments" / "apart" / "bin" / "python"

@@ -25,7 +25,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import run_workers
 from chexgenbench.images import read_image, to_image
 from chexgenbench.jobs.generate import hold
-from chexgenbench.jobs.job import Job, plain_context
+from chexgenbench.jobs.job import GenerateJob, plain_context
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Made, Model, Request
 from chexgenbench_plugins.llm_cxr.sampling import LENGTH, choose, draw_codes
@@ -607,7 +607,7 @@ def test_the_same_images_with_the_published_dependencies(
     version = [own_python, "-c", "import transformers; print(transformers.__version__)"]
     assert subprocess.check_output(version, text=True).strip() == "4.28.1"
     plugin = load_registry().models["llm-cxr"]
-    job = Job(
+    job = GenerateJob(
         model="llm-cxr",
         source=plugin.source_hash(),
         parameters={"weights": str(tiny)},
@@ -629,10 +629,18 @@ def test_the_same_images_with_the_published_dependencies(
 
 
 @pytest.mark.slow
+def test_the_smoke_test_passes_there(own_python: Path) -> None:
+    smoke = ROOT / "containers" / "llm-cxr" / "smoke.py"
+    done = subprocess.run([own_python, "-P", smoke], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "transformers 4.28.1" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_fault_comes_back_from_there(copy: Path, own_python: Path, tmp_path: Path) -> None:
     _state(copy, lambda state: state.pop("embed_out.weight"))
     plugin = load_registry().models["llm-cxr"]
-    job = Job(
+    job = GenerateJob(
         model="llm-cxr",
         source=plugin.source_hash(),
         parameters={"weights": str(copy)},

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from chexgenbench import environments
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,6 +47,9 @@ def test_the_wheel_has_plugins_and_data(wheel: Path) -> None:
         "chexgenbench_plugins/data/phantom-diffusion/model_index.json",
         "chexgenbench_plugins/data/phantom-clip/model.safetensors",
         "chexgenbench_plugins/data/demo_split/DEMO_ANNOTATIONS_TEST.csv",
+        "chexgenbench_plugins/containers/worker/pyproject.toml",
+        "chexgenbench_plugins/containers/llm-cxr/Dockerfile",
+        "chexgenbench_plugins/containers/llm-cxr/requirements.txt",
         "chexgenbench/published/fidelity.csv",
         "chexgenbench/report/page.html.j2",
     ):
@@ -87,6 +92,21 @@ def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (home / "Results" / "chexgenbench.duckdb").is_file()
+    worker = (
+        "import sys, chexgenbench.environments as e; from pathlib import Path;"
+        "print(e.worker_hash(), e.find('llm-cxr').folder, e.build_worker_wheel(Path()).name)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", worker],
+        env=os.environ | {"PYTHONPATH": str(place)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert found[0] == environments.worker_hash()  # one worker, from a wheel and from a checkout
+    assert found[1] == str(place / "chexgenbench_plugins" / "containers" / "llm-cxr")
+    assert (home / found[2]).is_file()
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"]])

@@ -179,6 +179,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         "bilinear, centre crop 448 x 448, x / 255; unit-length output",
         downloads=(DOWNLOAD,),
         requires=("torchvision", "transformers"),
+        environment="biovil-t",
         licence="MIT (research use, see the weights' page)",
         references=(
             "https://arxiv.org/abs/2301.04558",

@@ -95,15 +95,20 @@ class Radiomics(Encoder):
 
     @classmethod
     def weights(cls, parameters: RadiomicsParameters, context: Context) -> Sequence[Path]:
+        # In an environment of its own it works there; see `workflow.places`.
+        own = context.cache.glob("environments/radiomics/lib/python*/site-packages/radiomics")
         package = find_spec("radiomics")
-        if package is None or package.origin is None:
+        here = [Path(package.origin).parent] if package and package.origin else []
+        found = [*sorted(own), *here]
+        if not found:
             raise UserError(
                 "The encoder 'radiomics' needs pyradiomics, which is not installed here.",
                 # The package of the module's own name is another one.
-                hint="Install it: pip install pyradiomics-bhklab",
+                hint="Install it: pip install pyradiomics-bhklab, or make its environment: "
+                "chexgenbench env build radiomics",
             )
         # Its code decides the features, so an update of it computes them anew.
-        folder = Path(package.origin).parent
+        folder = found[0]
         return sorted([*folder.glob("*.py"), *folder.glob("*.so"), *folder.glob("*.pyd")])
 
     def __init__(self, parameters: RadiomicsParameters, context: Context) -> None:
@@ -283,6 +288,7 @@ def chexgenbench_encoders() -> Iterator[EncoderSpec]:
         load="chexgenbench_plugins.encoders.radiomics:Radiomics",
         parameters=RadiomicsParameters,
         outputs={"radiomics": len(NAMES), "undefined": len(NAMES)},
+        environment="radiomics",
         preprocessing="grey, shorter side to `size` by antialiased bicubic, centre crop, 8 bits; "
         "pyradiomics: normalised to a deviation of 100, B-spline to every second pixel, bins of 5",
         licence="BSD-3-Clause",

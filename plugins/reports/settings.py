@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from chexgenbench import Context, Location, Parameters, ScoreSpec, UserError
-from chexgenbench.home import interpreter
+from chexgenbench.environments import python_of
 
 METRIC = "report-generation"
 SCRATCH = "scratch"
@@ -147,14 +147,14 @@ def radgraph_python(context: Context) -> Path:
     """The interpreter of the environment that RadGraph runs in.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or stale.
     """
-    found = interpreter(context.cache, "radgraph")
+    found = python_of("radgraph", context.cache)
     if found is None:
         raise UserError(
             f"{METRIC}: RadGraph needs an environment of its own, and "
             f"{context.cache / 'environments' / 'radgraph'} is not there.",
-            hint="Make it as containers/radgraph/README.md says, or leave radgraph unset.",
+            hint="Make it: chexgenbench env build radgraph; or leave radgraph unset.",
         )
     return found
 

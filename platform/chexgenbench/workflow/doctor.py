@@ -119,7 +119,8 @@ def _model(
         if requests:
             yield from _prompts(plugin, parameters, context, requests)
     if plugin.spec.environment is not None:
-        own = needs.environment or f"this one: its own, {plugin.spec.environment}, is not made"
+        own = plugin.spec.environment
+        own = needs.environment or f"this one; its own is not made: chexgenbench env build {own}"
         yield Check(f"{name} environment", True, own)
     yield Check(f"{name} licence", True, needs.licence)
 

@@ -15,14 +15,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chexgenbench.downloads import PICKLES, locate, size_text
+from chexgenbench.environments import state_of
 from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.home import interpreter
+from chexgenbench.home import Home
 from chexgenbench.registry import Plugin, importable, split_model
 from chexgenbench.types import Context, Download, ModelSpec, Parameters
 from chexgenbench.workflow.plan import resolve_dtype, weight_paths
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _OTHER = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}
+_CONTAINER, _STALE = ", in a container", ", stale"
 _LONGEST_HEADER = 100_000_000
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -150,19 +152,31 @@ def model_needs(
 
 
 def _environment(plugin: Plugin[ModelSpec], context: Context) -> str:
+    """Its name, with what is special about it; empty where it is not made."""
     own = plugin.spec.environment
-    return own if own is not None and interpreter(context.cache, own) is not None else ""
+    if own is None:
+        return ""
+    home = Home(context.home)
+    state = state_of(own, context.cache, home)
+    if state == "missing":
+        from chexgenbench.executors.containers import is_built
+
+        return f"{own}{_CONTAINER}" if is_built(own, None, home) else ""
+    return f"{own}{_STALE}" if state == "stale" else own
 
 
 def _modules(plugin: Plugin[ModelSpec], context: Context) -> list[Fault]:
     own = plugin.spec.environment
-    if _environment(plugin, context):
-        return []  # its modules are looked for in there, when it runs
+    if there := _environment(plugin, context):
+        if not there.endswith(_STALE):
+            return []  # its modules are looked for in there, when it runs
+        text = f"The environment {own} was built from other files: chexgenbench env build {own}"
+        return [Fault("a stale environment", text)]
     missing = [name for name in plugin.spec.requires if not importable(name)]
     if not missing:
         return []
     names = ", ".join(missing)
-    elsewhere = f", or make its environment: containers/{own}" if own else ""
+    elsewhere = f", or make its environment: chexgenbench env build {own}" if own else ""
     return [
         Fault(
             f"modules to install: {names}",
