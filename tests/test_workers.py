@@ -24,7 +24,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource, processes
 from chexgenbench.generation import Generation, plan_generation, seed_of
 from chexgenbench.jobs import waiting
-from chexgenbench.jobs.job import Job, plain_context, read_job, write_job
+from chexgenbench.jobs.job import GenerateJob, plain_context, read_job, write_job
 from chexgenbench.jobs.manifest import MANIFEST, gather, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
@@ -451,7 +451,7 @@ def test_a_job_comes_back_as_it_was_written(
         for i, text in enumerate(texts)
     ]
     context = Context(dtype="bfloat16", allow_pickle=True, home=tmp_path, cache=tmp_path / "c")
-    job = Job(
+    job = GenerateJob(
         model="batchy",
         source="",
         parameters=values,

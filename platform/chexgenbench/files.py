@@ -9,9 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from chexgenbench.errors import UserError
+
+_UMASK = Lock()
+"""The umask is read by setting it; two threads at once could leave it at 0."""
 
 
 @contextmanager
@@ -31,8 +35,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; a result is as readable as any other file of the user.
-        umask = os.umask(0)
-        os.umask(umask)
+        with _UMASK:
+            umask = os.umask(0)
+            os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     finally:
@@ -73,8 +78,12 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
+    found = hashlib.sha256()
+    # Not hashlib.file_digest, which a worker on Python 3.10 does not have.
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def digest(value: Any) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,11 @@ SMALLEST = 16
 LARGEST_PIXELS = 100_000_000
 """Far above any radiograph (about 4,000 x 5,000); a file that claims more is not decoded."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_GREY, _RGB = 0, 2
+"""PNG's numbers of the two colour types that models' images have."""
+_MOST_PARTS = 10_000
+"""Of a PNG file; Pillow writes one for each 64 kB or more."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _PLAIN_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "YCbCr": "RGB"}
 
@@ -43,16 +51,94 @@ def read_image(path: Path) -> Image.Image:
             raise BadImage(f"{path} is missing." if not path.exists() else f"{path} is no file.")
         if path.stat().st_size == 0:
             raise BadImage(f"{path} is empty (0 bytes).")
+        return _decode(path, path, _FORMATS, LARGEST_PIXELS)
+    except OSError as error:
+        raise BadImage(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def read_png(data: bytes, name: str, largest: int) -> Image.Image:
+    """The image in a PNG file of the kind that `jobs.writer` makes: 8 bits, grey or RGB.
+
+    It has an IHDR part, IDAT parts and an IEND part, each with its checksum, and its pixels are
+    all that the IDAT parts hold. A file with anything more in it, such as text, a profile or bytes
+    after its end or behind its pixels, is refused: nobody has looked at that.
+
+    Args:
+        name: what messages call it.
+        largest: pixels that are decoded at most.
+
+    Raises:
+        BadImage: anything else.
+    """
+    header, packed = _parts(data, name)
+    width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
+    depth, colours, *methods = header[8:]
+    if width * height > largest:
+        raise BadImage(f"{name} is too large: {width} x {height} pixels.")
+    if depth != 8 or colours not in (_GREY, _RGB) or any(methods):
+        raise BadImage(
+            f"{name} has {depth} bits a value and the PNG colour type {colours}; 8 bits, grey (0) "
+            "or RGB (2), not interlaced, are expected."
+        )
+    rows = height * (1 + width * (3 if colours == _RGB else 1))
+    unpacking = zlib.decompressobj()
+    try:
+        size = len(unpacking.decompress(packed, rows + 1))
+    except zlib.error as error:
+        raise BadImage(f"{name} is damaged: {error}.") from error
+    if size < rows or (size == rows and not unpacking.eof):
+        raise BadImage(f"{name} is truncated: its pixels end early.")
+    if size > rows or unpacking.unused_data:
+        raise BadImage(f"{name} holds more than its pixels.")
+    return _decode(io.BytesIO(data), name, ("PNG",), largest)
+
+
+def _parts(data: bytes, name: str) -> tuple[bytes, bytes]:
+    """The content of a PNG file's header, and that of its IDAT parts together."""
+    if not data.startswith(_PNG):
+        raise BadImage(f"{name} is not a PNG file.")
+    at, kinds, header, packed = len(_PNG), b"", b"", bytearray()
+    while not kinds.endswith(b"E") and at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 12 + length
+        if kind not in (b"IHDR", b"IDAT", b"IEND"):
+            raise BadImage(f"{name} has a part {kind!r}, which no image of a model has.")
+        if end > len(data):
+            break
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise BadImage(f"{name} is damaged: the checksum of its part {kind!r} is wrong.")
+        if kind == b"IHDR":
+            header = data[at + 8 : end - 4]
+        elif kind == b"IDAT":
+            packed += data[at + 8 : end - 4]
+        kinds += kind[1:2]
+        at = end
+        if len(kinds) > _MOST_PARTS:
+            raise BadImage(f"{name} has more than {_MOST_PARTS} parts.")
+    if not kinds.endswith(b"E"):
+        raise BadImage(f"{name} is truncated.")
+    if at < len(data):
+        raise BadImage(f"{name} goes on after its end.")
+    # H, D, E: second letters of IHDR, IDAT and IEND.
+    if not re.fullmatch(b"HD+E", kinds) or len(header) != 13 or length:
+        raise BadImage(f"{name} has its parts in no order of a PNG file.")
+    return header, bytes(packed)
+
+
+def _decode(
+    file: Path | io.BytesIO, path: Path | str, formats: tuple[str, ...], largest: int
+) -> Image.Image:
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                _check_header(path, image)
+            with Image.open(file, formats=formats) as image:
+                _check_header(path, image, largest)
                 image.load()
                 return ImageOps.exif_transpose(image).convert(_PLAIN_MODES[image.mode])
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(f"{path} is not an image ({', '.join(_FORMATS)}).") from error
+        raise BadImage(f"{path} is not an image ({', '.join(formats)}).") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"{path} is too large: {error}") from error
     except OSError as error:
@@ -64,9 +150,9 @@ def read_image(path: Path) -> Image.Image:
         raise BadImage(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def _check_header(path: Path, image: Image.Image) -> None:
+def _check_header(path: Path | str, image: Image.Image, largest: int) -> None:
     width, height = image.size
-    if width * height > LARGEST_PIXELS:
+    if width * height > largest:
         raise BadImage(f"{path} is too large: {width} x {height} pixels.")
     if min(width, height) < SMALLEST:
         raise BadImage(

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
     "chexgenbench",
+    "chexgenbench-worker",
     "torch",
     "torchvision",
     "diffusers",
@@ -29,7 +30,7 @@ _PACKAGES = (
 
 def now() -> str:
     """The time in UTC, ISO 8601, to the microsecond."""
-    return datetime.now(UTC).isoformat()
+    return datetime.now(timezone.utc).isoformat()  # noqa: UP017 - a worker may run on Python 3.10
 
 
 @cache

@@ -315,6 +315,7 @@ class EncoderSpec:
         protocols: protocol name to parameter values that it sets, for example
             ``{"legacy": {"squash": 299}}``; the user's own ``--set`` comes after them.
         version: change it when the same weights would give other features.
+        environment: as for `ModelSpec`; images, and texts too, are then encoded in there.
 
     The other attributes are those of `ModelSpec`.
     """
@@ -328,6 +329,7 @@ class EncoderSpec:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     text: bool = False
     version: str = "1"
+    environment: str | None = None
     downloads: tuple[Download, ...] = ()
     licence: str = "not stated"
     references: tuple[str, ...] = ()
@@ -686,6 +688,7 @@ class MetricSpec:
         text: it needs text features, so only encoders with a text side are asked.
         floor: whether real images can take the place of generated ones, so that the platform
             reports what the metric says of real against real at the same sizes.
+        environment: as for `ModelSpec`; of a task metric only, others are taken here.
         protocols: as for `EncoderSpec`.
 
     The other attributes are those of `ModelSpec`.
@@ -702,6 +705,7 @@ class MetricSpec:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: type[Parameters] = Parameters
     version: str = "1"
+    environment: str | None = None
     licence: str = "not stated"
     references: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()

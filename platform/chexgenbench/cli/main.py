@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from chexgenbench import __version__
-from chexgenbench.cli import convert, dataset, plugins, reference, results, run, splits
+from chexgenbench.cli import (
+    containers,
+    convert,
+    dataset,
+    env,
+    jobs,
+    plugins,
+    reference,
+    results,
+    run,
+    splits,
+)
 from chexgenbench.errors import ChexGenBenchError
 
 app = typer.Typer(
@@ -51,6 +62,10 @@ app.command("generate")(run.generate)
 app.command("evaluate")(run.evaluate)
 app.command("doctor")(run.doctor)
 app.command("convert")(convert.convert)
+app.command("shard")(jobs.shard)
+app.command("worker")(jobs.worker)
+app.command("jobs")(jobs.jobs)
+app.command("merge")(jobs.merge)
 app.command("query")(results.query)
 app.command("leaderboard")(results.leaderboard)
 app.command("compare")(results.compare)
@@ -59,6 +74,8 @@ app.add_typer(results.runs, name="runs")
 app.add_typer(results.store, name="store")
 app.add_typer(reference.app, name="reference")
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(env.app, name="env")
+app.add_typer(containers.app, name="containers")
 for kind, group in plugins.groups.items():
     app.add_typer(group, name=kind)
 splits.add_to(plugins.groups["splits"])

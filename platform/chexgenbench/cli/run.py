@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,6 +111,44 @@ Workers = Annotated[
         "--workers", min=1, help="Processes that make images.", show_default="one a device"
     ),
 ]
+Executors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--executor",
+        help="here, process, container or ray; MODEL=KIND for one model; repeat it.",
+        show_default="auto: an environment's own, else here",
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime", help="docker, podman or apptainer.", show_default="whichever answers"
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray: HOST:PORT, auto or local.", show_default="none"),
+]
+Shared = Annotated[
+    str | None,
+    typer.Option(
+        "--shared",
+        help="Ray: a folder or fsspec URL that every machine sees.",
+        show_default="the project folder",
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option("--shards", min=1, help="Parts of a generation.", show_default="the executor's"),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="A worker's limit, such as 16G.", show_default="none"),
+]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=1, help="Seconds without an image until a worker is ended."),
+]
 Pickle = Annotated[
     bool,
     typer.Option(
@@ -206,6 +245,13 @@ def run(
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
     workers: Workers = None,
+    executor: Executors = None,
+    runtime: Runtime = None,
+    address: Address = None,
+    shared: Shared = None,
+    shards: Shards = None,
+    memory: Memory = None,
+    timeout: Timeout = 1800.0,
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
     encode_batch_size: EncodeBatch = 32,
@@ -244,6 +290,13 @@ def generate(
     exact: Exact = False,
     device: Device = "auto",
     workers: Workers = None,
+    executor: Executors = None,
+    runtime: Runtime = None,
+    address: Address = None,
+    shared: Shared = None,
+    shards: Shards = None,
+    memory: Memory = None,
+    timeout: Timeout = 1800.0,
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
     home: HomeFolder = None,
@@ -296,6 +349,13 @@ def evaluate(
     uncertain: UncertainPolicy = None,
     device: Device = "auto",
     workers: Workers = None,
+    executor: Executors = None,
+    runtime: Runtime = None,
+    address: Address = None,
+    shared: Shared = None,
+    shards: Shards = None,
+    memory: Memory = None,
+    timeout: Timeout = 1800.0,
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
     encode_batch_size: EncodeBatch = 32,
@@ -400,6 +460,13 @@ def options_of(given: dict[str, Any]) -> Options:
         device=given.get("device", "auto"),
         dtype=given.get("dtype", "auto"),
         workers=given.get("workers"),
+        executors=tuple(given.get("executor") or ()),
+        runtime=given.get("runtime"),
+        address=given.get("address"),
+        shared=given.get("shared"),
+        shards=given.get("shards"),
+        memory=bytes_of(given["memory"]) if given.get("memory") else None,
+        timeout=given.get("timeout", 1800.0),
         allow_pickle=given.get("allow_pickle", False),
         allow_leakage=given.get("allow_leakage", False),
         encode_batch_size=given.get("encode_batch_size", 32),
@@ -408,6 +475,20 @@ def options_of(given: dict[str, Any]) -> Options:
         new=given.get("new", False),
         include_credentialed=given.get("include_credentialed", False),
     )
+
+
+def bytes_of(text: str) -> int:
+    """A size as a user writes it.
+
+    >>> bytes_of("16G"), bytes_of("512M")
+    (16000000000, 512000000)
+    """
+    from chexgenbench.errors import UserError
+
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)i?B?", text.strip())
+    if found is None or not float(found[1]):
+        raise UserError(f"{text!r} is no size.", hint="Write it as in 16G or 512M.")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def _dry_run(options: Options) -> None:

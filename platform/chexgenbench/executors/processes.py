@@ -11,12 +11,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.executors.launch import (
+    disk_fault,
+    exit_text,
+    isolation,
+    last_line,
+    memory_hint,
+)
 from chexgenbench.jobs.generate import finish
 from chexgenbench.jobs.job import (
-    DISK_FAULT,
-    Job,
+    GenerateJob,
+    Limits,
     error_path,
     log_path,
     read_error,
@@ -32,10 +40,26 @@ _LOOK_AGAIN = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a worker finds the plugins: files that were named, and the user's folder."""
+    """Where a worker finds a plugin: files that were named, the user's folder, and its weights."""
 
     files: Sequence[Path] = ()
     folder: Path | None = None
+    weights: Sequence[Path] = ()
+
+    def read(self) -> tuple[str, ...]:
+        """The files that a worker reads of it, as `jobs.job.Job.files` names them."""
+        paths = [path.resolve() for path in self.files]
+        if self.folder is not None and self.folder.is_dir():
+            paths += sorted(self.folder.resolve().glob("*.py"))
+        return tuple(dict.fromkeys(str(path) for path in [*paths, *self.weights]))
+
+    def told(self) -> dict[str, Any]:
+        """The fields of a job that say it."""
+        return {
+            "plugins": tuple(str(path.resolve()) for path in self.files),
+            "plugin_folder": None if self.folder is None else str(self.folder),
+            "files": self.read(),
+        }
 
 
 @dataclass
@@ -49,7 +73,7 @@ class _Worker:
 
 
 def run_workers(
-    job: Job,
+    job: GenerateJob,
     requests: Sequence[Request],
     folder: Path,
     *,
@@ -100,7 +124,7 @@ def run_workers(
                 alive = [worker for worker in alive if worker not in ended]
                 for worker in ended:
                     if worker.process.returncode:
-                        failures.append(_failure(folder, worker))
+                        failures.append(_limited(job.limits, _failure(folder, worker)))
                         if alive:
                             say(f"{failures[-1]} ({len(alive)} more at work)")
                 new = ({row.id for row in rows.new()} & wanted) - done
@@ -124,10 +148,10 @@ def _start(python: Path, folder: Path, number: int, device: str, workers: int) -
     if workers > 1:
         # Threads that wait for work give way to those of the other workers.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = [str(python), "-P", "-m", WORKER, str(folder.resolve())]
+    command = [str(python), isolation(python), "-m", WORKER, str(folder.resolve())]
     with log_path(folder, number).open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--worker", str(number), "--device", device],
+            [*command, "--worker", str(number), "--device", device, "--lifeline"],
             # A worker ends when this pipe is closed: by us, or by the system when we are killed.
             stdin=subprocess.PIPE,
             stdout=log,
@@ -175,22 +199,20 @@ def _failure(folder: Path, worker: _Worker) -> ChexGenBenchError:
     if error is not None:
         return error
     code = worker.process.returncode
-    if is_disk_fault(fault := OSError(code - DISK_FAULT, os.strerror(code - DISK_FAULT))):
+    if is_disk_fault(fault := disk_fault(code)):
         raise fault
-    name = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     log = log_path(folder, worker.number)
     return ChexGenBenchError(
-        f"{worker} ended with {name}: {_last_line(log) or 'it said nothing'}",
+        f"{worker} ended with {exit_text(code)}: {last_line(log) or 'it said nothing'}",
         hint=f"Its log: {log}. Repeat the same command to go on.",
     )
 
 
+def _limited(limits: Limits, error: ChexGenBenchError) -> ChexGenBenchError:
+    """The error, with the limit of memory that may be the reason."""
+    hints = [error.hint, memory_hint(limits, error.message)]
+    return type(error)(error.message, hint="\n".join(hint for hint in hints if hint) or None)
+
+
 def _unfinished(folder: Path, missing: int) -> ChexGenBenchError:
     return ChexGenBenchError(f"The workers ended and {missing} images are missing in {folder}.")
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")

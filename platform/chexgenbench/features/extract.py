@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from chexgenbench.errors import ChexGenBenchError, is_disk_fault
+from chexgenbench.executors import Workplace, encode_elsewhere
 from chexgenbench.features.store import FeatureStore
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.images import BadImage
-from chexgenbench.jobs.encode import ImageItem, Outputs, encode_images, encode_texts
+from chexgenbench.jobs.encode import Gatherer, ImageItem, encode_images, encode_texts
+from chexgenbench.jobs.job import EncodeJob, EncoderWork, plain_context
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Encoder, EncoderSpec, Parameters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ROWS_IN_PART = 1024
-_SECONDS_IN_PART = 20.0
-
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """An encoder chosen for a run: its identity names its folder in the feature store."""
+    """An encoder chosen for a run: its identity names its folder in the feature store.
+
+    Attributes:
+        files: the weights, for a worker that is to read them.
+    """
 
     plugin: Plugin[EncoderSpec]
     parameters: Parameters
@@ -35,6 +39,7 @@ class EncoderPlan:
     identity: Mapping[str, Any]
     images: FeatureStore
     texts: FeatureStore
+    files: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,12 +62,14 @@ def plan_encoder(
     *,
     root: Path,
     weights: Mapping[str, str],
+    files: Sequence[Path] = (),
 ) -> EncoderPlan:
     """Names the encoder's features; reads what is stored of them.
 
     Args:
         root: the folder that holds the features of all encoders.
         weights: SHA-256 of each weight file.
+        files: the weight files.
     """
     identity = {
         "encoder": plugin.identity(),
@@ -82,6 +89,7 @@ def plan_encoder(
         identity,
         images=FeatureStore(folder / "images", outputs),
         texts=FeatureStore(folder / "texts", {"features": outputs.get("features", 0)}),
+        files=tuple(files),
     )
     plan.images.refresh()
     plan.texts.refresh()
@@ -102,36 +110,6 @@ class Extraction:
     bad: dict[str, BadImage] = field(default_factory=dict)
 
 
-@dataclass
-class _Part:
-    keys: list[str] = field(default_factory=list)
-    outputs: list[Outputs] = field(default_factory=list)
-    since: float = field(default_factory=time.monotonic)
-
-
-class _Writer:
-    """Gathers batches to parts of a sensible size; a part holds whole batches only, so that after
-    a kill the remaining images fall into the same batches as they would have."""
-
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
-        self._part = _Part()
-
-    def add(self, keys: Sequence[str], outputs: Outputs) -> None:
-        self._part.keys.extend(keys)
-        self._part.outputs.append(outputs)
-        old = time.monotonic() - self._part.since > _SECONDS_IN_PART
-        if old or len(self._part.keys) >= _ROWS_IN_PART:
-            self.flush()
-
-    def flush(self) -> None:
-        part, self._part = self._part, _Part()
-        if part.keys:
-            names = part.outputs[0].keys()
-            merged = {name: np.concatenate([item[name] for item in part.outputs]) for name in names}
-            self._store.write(part.keys, merged)
-
-
 def extract(
     images: Sequence[tuple[str, Path]],
     texts: Sequence[str],
@@ -139,14 +117,19 @@ def extract(
     *,
     batch_size: int,
     text_encoders: frozenset[str] = frozenset(),
+    workplaces: Mapping[str, Workplace] = MappingProxyType({}),
     stage: Callable[[int], Any],
+    say: Callable[[str], None] = lambda _text: None,
 ) -> Extraction:
     """Encodes the images and texts that an encoder has not stored yet.
 
     Args:
         images: (content hash, file), in canonical order; equal hashes are encoded once.
         texts: the prompts to encode by the encoders named in `text_encoders`.
+        workplaces: where encoders work by workers, by their name; the others work here. Texts are
+            encoded there too where the encoder has an environment of its own.
         stage: given the number of images to do, a context manager that yields ``advance``.
+        say: told about workers that were lost.
 
     Returns:
         What was done; an image that cannot be decoded stands in ``bad`` by its hash.
@@ -167,33 +150,128 @@ def extract(
         for plan in encoders
         if plan.name in text_encoders
     }
-    needed = {name for item in items.values() for name in item.encoders}
-    needed |= {name for name, lacking in lacking_texts.items() if lacking}
+
+    def bad(key: str, error: BadImage) -> None:
+        done.bad[key] = error
+
+    away = {plan.name: plan for plan in encoders if plan.name in workplaces}
+    for group, missing in _groups(list(away.values()), workplaces, list(items.values())):
+        with stage(len(missing)) as advance:
+            encode_elsewhere(
+                _job(group, batch_size, "images", workplaces),
+                missing,
+                workplaces[group[0].name],
+                sink=lambda name, keys, outputs: away[name].images.write(keys, outputs),
+                bad=bad,
+                advance=advance,
+                say=say,
+            )
+    for plan in away.values():
+        if workplaces[plan.name].foreign and (missing := lacking_texts.pop(plan.name, [])):
+            encode_elsewhere(
+                _job([plan], batch_size, "texts", workplaces),
+                missing,
+                workplaces[plan.name],
+                sink=lambda name, keys, outputs: away[name].texts.write(keys, outputs),
+                bad=bad,
+                say=say,
+            )
+    here = [replace(item, encoders=item.encoders - away.keys()) for item in items.values()]
+    _extract_here(
+        [item for item in here if item.encoders],
+        lacking_texts,
+        encoders,
+        batch_size=batch_size,
+        bad=bad,
+        stage=stage,
+    )
+    done.encoded = len(items) - len(done.bad)
+    done.seconds = time.perf_counter() - start
+    return done
+
+
+def _groups(
+    encoders: Sequence[EncoderPlan],
+    workplaces: Mapping[str, Workplace],
+    items: Sequence[ImageItem],
+) -> list[tuple[list[EncoderPlan], list[tuple[str, str]]]]:
+    """Encoders that work at one place and lack the same images, which are decoded once for them.
+
+    The batches of each are those that one process would cut, whoever else is in its group.
+    """
+    groups: list[tuple[list[EncoderPlan], list[tuple[str, str]]]] = []
+    for plan in encoders:
+        missing = [(item.key, str(item.path)) for item in items if plan.name in item.encoders]
+        for others, theirs in groups:
+            if workplaces[others[0].name] == workplaces[plan.name] and theirs == missing:
+                others.append(plan)
+                break
+        else:
+            if missing:
+                groups.append(([plan], missing))
+    return groups
+
+
+def _job(
+    encoders: Sequence[EncoderPlan],
+    batch_size: int,
+    side: Literal["images", "texts"],
+    workplaces: Mapping[str, Workplace],
+) -> EncodeJob:
+    """What a worker is told, less its items."""
+    workplace, first = workplaces[encoders[0].name], encoders[0]
+    weights = [path for plan in encoders for path in plan.files]
+    return EncodeJob(
+        side=side,
+        encoders=tuple(
+            EncoderWork(
+                name=plan.plugin.name,
+                source=plan.plugin.source_hash(),
+                parameters=plan.parameters.model_dump(mode="json"),
+                outputs=dict((plan.images if side == "images" else plan.texts).outputs),
+            )
+            for plan in encoders
+        ),
+        context=plain_context(first.context),
+        device=first.context.device.partition(":")[0],
+        batch_size=batch_size,
+        n_items=0,
+        limits=workplace.limits,
+        **replace(workplace.source, weights=weights).told(),
+    )
+
+
+def _extract_here(
+    items: Sequence[ImageItem],
+    texts: Mapping[str, Sequence[tuple[str, str]]],
+    encoders: Sequence[EncoderPlan],
+    *,
+    batch_size: int,
+    bad: Callable[[str, BadImage], None],
+    stage: Callable[[int], Any],
+) -> None:
+    """Encodes in this process: images by the encoders that each names, texts by encoder name."""
+    needed = {name for item in items for name in item.encoders}
+    needed |= {name for name, lacking in texts.items() if lacking}
     if not needed:
-        return done
-
-    loaded = {
-        plan.name: (plan.plugin.spec, plan.load()) for plan in encoders if plan.name in needed
-    }
-    writers = {plan.name: _Writer(plan.images) for plan in encoders}
-
-    def bad(item: ImageItem, error: BadImage) -> None:
-        done.bad[item.key] = error
-
+        return
+    chosen = {plan.name: plan for plan in encoders if plan.name in needed}
+    loaded = {name: (plan.plugin.spec, plan.load()) for name, plan in chosen.items()}
+    writers = {name: Gatherer(plan.images.write) for name, plan in chosen.items()}
     try:
         with stage(len(items)) as advance:
             encode_images(
-                list(items.values()),
+                items,
                 loaded,
                 batch_size=batch_size,
                 sink=lambda name, keys, outputs: writers[name].add(keys, outputs),
-                bad=bad,
+                bad=lambda item, error: bad(item.key, error),
                 advance=advance,
             )
-        for plan in encoders:
-            if lacking_texts.get(plan.name):
-                spec, encoder = loaded[plan.name]
-                todo, writer = lacking_texts[plan.name], _Writer(plan.texts)
+        for name, todo in texts.items():
+            if todo:
+                spec, encoder = loaded[name]
+                writer = Gatherer(chosen[name].texts.write)
                 encode_texts(todo, spec, encoder, batch_size=batch_size, sink=writer.add)
                 writer.flush()
     except ChexGenBenchError:
@@ -208,9 +286,6 @@ def extract(
     finally:
         for writer in writers.values():
             writer.flush()
-    done.encoded = len(items) - len(done.bad)
-    done.seconds = time.perf_counter() - start
-    return done
 
 
 def read_texts(plan: EncoderPlan, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -31,7 +31,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path, outputs: Mapping[str, int]) -> None:
         self._folder = folder
-        self._outputs = dict(outputs)
+        self.outputs = dict(outputs)
         self._index: dict[str, tuple[Path, int]] = {}
         self._seen: set[Path] = set()
         self.damaged: list[Path] = []
@@ -61,7 +61,7 @@ class FeatureStore:
     def write(self, keys: Sequence[str], outputs: Mapping[str, NDArray[np.float32]]) -> None:
         """Writes one part: row i of each output is the vector of ``keys[i]``."""
         columns: list[pa.Array] = [pa.array(keys, pa.string())]
-        for name, width in self._outputs.items():
+        for name, width in self.outputs.items():
             flat = np.ascontiguousarray(outputs[name], np.float32).reshape(-1)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), width))
         table = pa.Table.from_arrays(columns, schema=self._schema)
@@ -79,7 +79,7 @@ class FeatureStore:
             KeyError: a key is not there.
         """
         result = {
-            name: np.empty((len(keys), width), np.float32) for name, width in self._outputs.items()
+            name: np.empty((len(keys), width), np.float32) for name, width in self.outputs.items()
         }
         wanted: dict[Path, tuple[list[int], list[int]]] = {}
         for position, key in enumerate(keys):
@@ -88,8 +88,8 @@ class FeatureStore:
             positions.append(position)
             rows.append(row)
         for path, (positions, rows) in wanted.items():
-            table = pq.read_table(path, columns=list(self._outputs))
-            for name, width in self._outputs.items():
+            table = pq.read_table(path, columns=list(self.outputs))
+            for name, width in self.outputs.items():
                 values = table.column(name).combine_chunks().flatten().to_numpy()
                 result[name][positions] = values.reshape(-1, width)[rows]
         return result
@@ -98,6 +98,6 @@ class FeatureStore:
     def _schema(self) -> pa.Schema:
         fields = [pa.field("key", pa.string())]
         fields += [
-            pa.field(name, pa.list_(pa.float32(), width)) for name, width in self._outputs.items()
+            pa.field(name, pa.list_(pa.float32(), width)) for name, width in self.outputs.items()
         ]
         return pa.schema(fields)

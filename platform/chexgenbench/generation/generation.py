@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from chexgenbench import provenance
-from chexgenbench.executors import ModelSource, run_workers
+from chexgenbench.errors import UserError
+from chexgenbench.executors import Launcher, ModelSource, run_shards, run_workers
 from chexgenbench.files import atomic_path, digest, read_json, write_json
 from chexgenbench.jobs.generate import finished, generate, hold
-from chexgenbench.jobs.job import Job, plain_context
+from chexgenbench.jobs.job import GenerateJob, Limits, plain_context
 from chexgenbench.jobs.manifest import (
     ManifestRow,
     is_whole,
@@ -121,6 +122,10 @@ class Generation:
         workers: int | None = None,
         interpreter: Path | None = None,
         source: ModelSource | None = None,
+        launcher: Launcher | None = None,
+        shards: int | None = None,
+        limits: Limits | None = None,
+        timeout: float = 1800.0,
     ) -> dict[str, ManifestRow]:
         """Makes what is missing; returns the manifest in request order.
 
@@ -134,6 +139,10 @@ class Generation:
                 One alone works in this process unless there is an interpreter.
             interpreter: the Python that has the model's packages; None is this one.
             source: where a worker process finds the model's plugin.
+            launcher: starts the workers, each on a job directory of its own; None: they share the
+                generation's folder, as processes of this machine.
+            shards, timeout: see `executors.run_shards`.
+            limits: what a worker may use.
 
         Raises:
             UserError, ChexGenBenchError: see `jobs.generate.generate` and `executors.run_workers`.
@@ -146,11 +155,29 @@ class Generation:
                 return done
             (self.folder / SUMMARY).unlink(missing_ok=True)
             places = self._places(devices, workers, say)
-            if len(places) == 1 and interpreter is None:
+            job = self.job(source or ModelSource(), limits or Limits())
+            if launcher is not None:
+                self._check_alone()
+                rows = run_shards(
+                    job,
+                    self.requests,
+                    self.folder,
+                    launcher,
+                    shards=shards,
+                    timeout=timeout,
+                    advance=advance,
+                    say=say,
+                )
+            elif len(places) == 1 and interpreter is None:
+                if job.limits.memory is not None:
+                    say(
+                        f"{self.plugin.name} works in this process, which is held to no limit of "
+                        "memory; --executor process holds it to --memory"
+                    )
                 rows = self._here(places[0], advance)
             else:
                 rows = run_workers(
-                    self._job(source or ModelSource()),
+                    job,
                     self.requests,
                     self.folder,
                     devices=places,
@@ -158,9 +185,7 @@ class Generation:
                     advance=advance,
                     say=say,
                 )
-            self._write_metadata(rows)
-            # The last file of a generation: where it stands nothing is left to do.
-            write_json(self.folder / SUMMARY, asdict(self._summarise(rows)))
+            conclude(self.requests, self.folder, rows)
             return rows
 
     def summary(self) -> Summary:
@@ -179,16 +204,26 @@ class Generation:
             count = 1
         return [known[number % len(known)] for number in range(count)]
 
-    def _job(self, source: ModelSource) -> Job:
-        return Job(
+    def _check_alone(self) -> None:
+        if self.plugin.spec.uses_training:
+            raise UserError(
+                f"The model {self.plugin.name!r} reads the split's training side, which a job "
+                "directory does not hold.",
+                hint=f"Let it work here: --executor {self.plugin.name}=here",
+            )
+
+    def job(self, source: ModelSource, limits: Limits) -> GenerateJob:
+        """What a worker is told, less its part of the requests."""
+        return GenerateJob(
             model=self.plugin.text or self.plugin.spec.name,
             source=self.plugin.source_hash(),
-            plugins=tuple(str(path.resolve()) for path in source.files),
-            plugin_folder=None if source.folder is None else str(source.folder),
             parameters=self.parameters.model_dump(mode="json"),
             context=plain_context(self.context),
             batch_size=self.batch_size,
             n_requests=len(self.requests),
+            device=self.context.device.partition(":")[0],
+            limits=limits,
+            **source.told(),
         )
 
     def _here(self, device: str, advance: Callable[[int], None]) -> dict[str, ManifestRow]:
@@ -208,49 +243,67 @@ class Generation:
             device=device,
         )
 
-    def _summarise(self, rows: Mapping[str, ManifestRow]) -> Summary:
-        seconds = sum(row.seconds for row in rows.values())
-        devices = sorted({row.device for row in rows.values()})
-        processes = read_processes(self.folder)
-        versions: dict[str, set[str]] = {}
-        for process in processes.values():
-            for package, version in process.versions.items():
-                versions.setdefault(package, set()).add(version)
-        in_order = sorted(rows.values(), key=lambda row: row.batch)
-        made = [processes[row.process] for row in in_order if row.process in processes]
-        return Summary(
-            n_images=len(rows),
-            seconds=seconds,
-            images_per_second=len(rows) / seconds if seconds else None,
-            peak_memory=max((row.memory for row in rows.values()), default=0),
-            devices=tuple(devices),
-            workers=len({row.worker for row in rows.values()}),
-            threads=provenance.threads(),
-            cut_batches=len(read_calls(self.folder)),
-            hardware=made[-1].hardware if made else {},
-            versions={package: ", ".join(sorted(each)) for package, each in versions.items()},
-        )
 
-    def _write_metadata(self, rows: Mapping[str, ManifestRow]) -> None:
-        """``generations_with_metadata.csv``: the published table of prompts and file names."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(
-            ["id", "annotated_prompt", "patientID", "view", "seed", "synthetic_filename"]
-        )
-        writer.writerows(
-            [
-                request.prompt_id,
-                request.prompt,
-                request.patient_id or "",
-                request.view or "",
-                request.seed,
-                rows[request.id].path,
-            ]
-            for request in self.requests
-        )
-        with atomic_path(self.folder / "generations_with_metadata.csv") as temporary:
-            temporary.write_text(buffer.getvalue(), encoding="utf-8")
+def is_concluded(folder: Path) -> bool:
+    """Whether a generation's last file stands; the images may have been removed since."""
+    return (folder / SUMMARY).exists()
+
+
+def conclude(requests: Sequence[Request], folder: Path, rows: Mapping[str, ManifestRow]) -> None:
+    """Writes the table of prompts and the summary; the caller holds the folder.
+
+    Args:
+        rows: the whole manifest, in request order.
+    """
+    _write_metadata(requests, folder, rows)
+    # The last file of a generation: where it stands nothing is left to do.
+    write_json(folder / SUMMARY, asdict(_summarise(folder, rows)))
+
+
+def _summarise(folder: Path, rows: Mapping[str, ManifestRow]) -> Summary:
+    seconds = sum(row.seconds for row in rows.values())
+    devices = sorted({row.device for row in rows.values()})
+    processes = read_processes(folder)
+    versions: dict[str, set[str]] = {}
+    for process in processes.values():
+        for package, version in process.versions.items():
+            versions.setdefault(package, set()).add(version)
+    in_order = sorted(rows.values(), key=lambda row: row.batch)
+    made = [processes[row.process] for row in in_order if row.process in processes]
+    return Summary(
+        n_images=len(rows),
+        seconds=seconds,
+        images_per_second=len(rows) / seconds if seconds else None,
+        peak_memory=max((row.memory for row in rows.values()), default=0),
+        devices=tuple(devices),
+        workers=len({row.worker for row in rows.values()}),
+        threads=provenance.threads(),
+        cut_batches=len(read_calls(folder)),
+        hardware=made[-1].hardware if made else {},
+        versions={package: ", ".join(sorted(each)) for package, each in versions.items()},
+    )
+
+
+def _write_metadata(
+    requests: Sequence[Request], folder: Path, rows: Mapping[str, ManifestRow]
+) -> None:
+    """``generations_with_metadata.csv``: the published table of prompts and file names."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["id", "annotated_prompt", "patientID", "view", "seed", "synthetic_filename"])
+    writer.writerows(
+        [
+            request.prompt_id,
+            request.prompt,
+            request.patient_id or "",
+            request.view or "",
+            request.seed,
+            rows[request.id].path,
+        ]
+        for request in requests
+    )
+    with atomic_path(folder / "generations_with_metadata.csv") as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
 
 def plan_generation(

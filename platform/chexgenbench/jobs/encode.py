@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 Outputs = Mapping[str, "NDArray[np.float32]"]
 T = TypeVar("T")
 
+_ROWS_IN_PART = 1024
+_SECONDS_IN_PART = 20.0
+
 _DECODERS = 2
 """Threads that decode. Pillow releases the interpreter lock; two keep a CPU encoder fed."""
 
@@ -39,6 +43,42 @@ class ImageItem:
 class _Pending:
     keys: list[str] = field(default_factory=list)
     tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass
+class _Part:
+    keys: list[str] = field(default_factory=list)
+    outputs: list[Outputs] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Gatherer:
+    """Gathers batches to parts of a sensible size; a part holds whole batches only, so that after
+    a kill the remaining items fall into the same batches as they would have.
+
+    Args:
+        write: takes the keys and outputs of each part.
+    """
+
+    def __init__(self, write: Callable[[Sequence[str], Outputs], None]) -> None:
+        self._write = write
+        self._part = _Part()
+
+    def add(self, keys: Sequence[str], outputs: Outputs) -> None:
+        """Takes a batch."""
+        self._part.keys.extend(keys)
+        self._part.outputs.append(outputs)
+        old = time.monotonic() - self._part.since > _SECONDS_IN_PART
+        if old or len(self._part.keys) >= _ROWS_IN_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was gathered."""
+        part, self._part = self._part, _Part()
+        if part.keys:
+            names = part.outputs[0].keys()
+            merged = {name: np.concatenate([item[name] for item in part.outputs]) for name in names}
+            self._write(part.keys, merged)
 
 
 def encode_images(

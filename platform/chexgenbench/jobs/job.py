@@ -1,12 +1,19 @@
-"""The files by which a worker is told what to do, and tells what went wrong: JSON, versioned."""
+"""The job directory: the files by which a worker is told what to do, and tells what went wrong.
+
+``job.json`` says what is to be done: make images (`GenerateJob`), encode some (`EncodeJob`) or take
+a task metric (`TaskJob`); tables beside it hold requests, images and sets. The worker adds what it
+was asked for, and of its own number ``heartbeat-1.json``, ``events-1.jsonl``
+and, where it fails, ``worker-1.error.json``. All is JSON, Parquet and PNG; nothing is unpickled.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,40 +21,63 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.files import atomic_path, read_json, write_json
 from chexgenbench.types import Context, Request
 
-FORMAT = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 2
 """Changes whenever a worker of an earlier release would misread the files."""
 
 DISK_FAULT = 64
 """A worker whose disk is full, read-only or broken can note nothing: it ends with this exit code
 plus the error number."""
 
+_SECONDS_BETWEEN_COUNTS = 0.5
+
 JOB = "job.json"
-REQUESTS = "requests.jsonl"
+REQUESTS = "requests.parquet"
+
+
+class Limits(BaseModel):
+    """What a worker may use; None is no limit.
+
+    Attributes:
+        memory: bytes of memory, without what a GPU holds.
+        processes: threads and processes together; a container alone can hold to it.
+        file_bytes: of any one file that it writes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    memory: int | None = None
+    processes: int | None = None
+    file_bytes: int | None = None
 
 
 class Job(BaseModel):
-    """The images of one model for one list of requests.
+    """What all kinds of jobs have in common; what starts workers reads nothing else.
 
     Attributes:
-        model: what `Registry.find` knows the model by.
-        source: the hash of the model's source, which the worker's must have too.
+        kind: what is to be done; see the classes below.
         plugins: files that ``--plugin`` named.
         plugin_folder: the user's folder of plugins.
-        parameters: as JSON values.
         context: `Context` less its device and its training side.
+        device: the kind that the job was planned for, such as ``cuda``.
+        files: what else the worker reads, by absolute path: weights, plugin files, folders of
+            staged images. A worker that does not see this file system is given them under the same
+            paths.
+        limits: what the worker may use.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     format: int = FORMAT
-    model: str
-    source: str
+    kind: str
     plugins: tuple[str, ...] = ()
     plugin_folder: str | None = None
-    parameters: Mapping[str, Any]
     context: Mapping[str, Any]
-    batch_size: int
-    n_requests: int
+    device: str = "cpu"
+    files: tuple[str, ...] = ()
+    limits: Limits = Limits()
 
     def context_on(self, device: str) -> Context:
         """The context with that device."""
@@ -56,6 +86,119 @@ class Job(BaseModel):
             **values | {"home": Path(values["home"]), "cache": Path(values["cache"])},
             device=device,
         )
+
+
+class GenerateJob(Job):
+    """The images of one model for one list of requests.
+
+    Attributes:
+        model: what `Registry.find` knows the model by.
+        source: the hash of the model's source, which the worker's must have too.
+        parameters: as JSON values.
+        batches: of a part of a generation, the positions of its batches in the whole.
+    """
+
+    kind: Literal["generate"] = "generate"
+    model: str
+    source: str
+    parameters: Mapping[str, Any]
+    batch_size: int
+    n_requests: int
+    batches: tuple[int, ...] = ()
+
+
+class EncoderWork(BaseModel):
+    """One encoder of an `EncodeJob`.
+
+    Attributes:
+        source: the hash of its source.
+        outputs: name to width of each feature vector that comes back.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    source: str
+    parameters: Mapping[str, Any]
+    outputs: Mapping[str, int]
+
+
+class EncodeJob(Job):
+    """The features of one list of images, or of texts; see `jobs.features`.
+
+    Attributes:
+        side: what ``items.parquet`` lists.
+        encoders: each encodes every item.
+        batch_size: items a call, which decides the last bit of a feature.
+    """
+
+    kind: Literal["encode"] = "encode"
+    side: Literal["images", "texts"] = "images"
+    encoders: tuple[EncoderWork, ...]
+    batch_size: int
+    n_items: int
+
+
+class SetFacts(BaseModel):
+    """A set of images of a `TaskJob`; its rows are in files, see `jobs.tasks`.
+
+    Attributes:
+        name: what the metric calls it.
+        need: the fields of `ImageNeed`.
+        table: the number of the table of prompts that its rows are of.
+        outputs: the encoder's outputs that the job holds of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    need: Mapping[str, Any]
+    table: int
+    n_images: int
+    outputs: tuple[str, ...]
+
+
+class TableFacts(BaseModel):
+    """A table of prompts of a `TaskJob`; see `PromptTable`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    source_file: str
+    images_root: str | None
+    rows_read: int
+    uncertain: Literal["keep", "positive", "negative"]
+    conflicts: tuple[tuple[int, int], ...]
+
+
+class TaskJob(Job):
+    """One task metric on one encoder, of one model's images.
+
+    Attributes:
+        source: the hash of the metric's source.
+        encoder, model, seed: of `Task`.
+        folder: of `Task`, where the worker sees it; None: one in the job directory.
+    """
+
+    kind: Literal["task"] = "task"
+    metric: str
+    source: str
+    parameters: Mapping[str, Any]
+    encoder: str
+    model: str
+    seed: int
+    folder: str | None
+    sets: tuple[SetFacts, ...]
+    tables: tuple[TableFacts, ...]
+
+
+_KINDS: Mapping[str, type[Job]] = {
+    "generate": GenerateJob,
+    "encode": EncodeJob,
+    "task": TaskJob,
+}
+
+J = TypeVar("J", bound=Job)
 
 
 def plain_context(context: Context) -> dict[str, Any]:
@@ -68,19 +211,48 @@ def plain_context(context: Context) -> dict[str, Any]:
     }
 
 
-def write_job(folder: Path, job: Job, requests: Sequence[Request]) -> None:
-    """Writes ``job.json`` and ``requests.jsonl``."""
-    with atomic_path(folder / REQUESTS) as temporary:
-        lines = (json.dumps(asdict(request), ensure_ascii=False) + "\n" for request in requests)
-        temporary.write_text("".join(lines), encoding="utf-8")
+def write_job(folder: Path, job: GenerateJob, requests: Sequence[Request]) -> None:
+    """Writes ``job.json`` and ``requests.parquet``."""
+    rows = [asdict(request) | {"labels": list(request.labels.items())} for request in requests]
+    write_rows(folder / REQUESTS, rows, _schema())
+    write_facts(folder, job)
+
+
+def write_facts(folder: Path, job: Job) -> None:
+    """Writes ``job.json``: the last file of a job, since it says that the others are there."""
     write_json(folder / JOB, job.model_dump(mode="json"))
 
 
-def read_job(folder: Path) -> tuple[Job, list[Request]]:
-    """The job and its requests.
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Writes a table of a job as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
+
+
+def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    """The rows of a table that the platform wrote for a job.
 
     Raises:
-        UserError: they are missing, damaged, or of another release.
+        UserError: it is missing, damaged, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"The job in {path.parent} cannot be read: {error}.") from error
+    return rows
+
+
+def read_facts(folder: Path) -> Job:
+    """The job of a folder, of whatever kind.
+
+    Raises:
+        UserError: it is missing, damaged, or of another release.
     """
     values = read_json(folder / JOB)
     found = values.get("format") if isinstance(values, dict) else None
@@ -89,16 +261,54 @@ def read_job(folder: Path) -> tuple[Job, list[Request]]:
             f"{folder / JOB} has format {found}, and this worker reads format {FORMAT}.",
             hint="Use one release of chexgenbench in both environments.",
         )
+    kind = values.get("kind")
+    if kind not in _KINDS:
+        raise UserError(
+            f"{folder / JOB} is a job of the kind {kind!r}; this worker does {', '.join(_KINDS)}.",
+            hint="Use one release of chexgenbench in both environments.",
+        )
     try:
-        job = Job.model_validate(values)
-        text = (folder / REQUESTS).read_text(encoding="utf-8")
-        # Not splitlines: a prompt may hold characters that it takes for line ends.
-        requests = [Request(**json.loads(line)) for line in text.split("\n") if line]
-    except (OSError, ValueError, TypeError, ValidationError) as error:
+        return _KINDS[kind].model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"The job in {folder} cannot be read: {error}.") from error
+
+
+def facts_of(folder: Path, kind: type[J]) -> J:
+    """The job of a folder, which must be of that kind.
+
+    Raises:
+        UserError: see `read_facts`; or it is of another kind.
+    """
+    job = read_facts(folder)
+    if not isinstance(job, kind):
+        raise UserError(f"{folder / JOB} is a job of the kind {job.kind!r}, not the one expected.")
+    return job
+
+
+def read_job(folder: Path) -> tuple[GenerateJob, list[Request]]:
+    """A generation's job and its requests.
+
+    Raises:
+        UserError: they are missing, damaged, of another release, or of another kind of job.
+    """
+    job = facts_of(folder, GenerateJob)
+    rows = read_rows(folder / REQUESTS, _schema())
+    try:
+        requests = [Request(**row | {"labels": dict(row["labels"] or ())}) for row in rows]
+    except (ValueError, TypeError) as error:
         raise UserError(f"The job in {folder} cannot be read: {error}.") from error
     if len(requests) != job.n_requests:
         raise UserError(f"{folder / REQUESTS} has {len(requests)} of {job.n_requests} requests.")
     return job, requests
+
+
+def _schema() -> pa.Schema:
+    """A column for each field of `Request`."""
+    import pyarrow as pa
+
+    kinds = {"seed": pa.int64(), "repeat": pa.int32(), "size": pa.int32()}
+    kinds["labels"] = pa.map_(pa.string(), pa.float64())
+    return pa.schema([(each.name, kinds.get(each.name, pa.string())) for each in fields(Request)])
 
 
 def error_path(folder: Path, worker: int) -> Path:
@@ -107,6 +317,43 @@ def error_path(folder: Path, worker: int) -> Path:
 
 def log_path(folder: Path, worker: int) -> Path:
     return folder / f"worker-{worker}.log"
+
+
+def heartbeat_path(folder: Path, worker: int) -> Path:
+    return folder / f"heartbeat-{worker}.json"
+
+
+class Events:
+    """A worker's log for programs: a JSON object a line, with the time and what happened.
+
+    No prompt, path or label of a request is in it.
+    """
+
+    def __init__(self, folder: Path, worker: int) -> None:
+        self._path = folder / f"events-{worker}.jsonl"
+
+    def note(self, event: str, **facts: str | float | None) -> None:
+        """Adds a line such as ``{"event": "made", "images": 8, "time": 1732797000.0}``."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, sort_keys=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class Counted:
+    """Gathers counts, and tells their sum twice a second at most."""
+
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self._tell, self._waiting, self._last = tell, 0, time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._waiting += count
+        if time.monotonic() - self._last > _SECONDS_BETWEEN_COUNTS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._tell(count=self._waiting)
+        self._waiting, self._last = 0, time.monotonic()
 
 
 def write_error(folder: Path, worker: int, error: ChexGenBenchError) -> None:

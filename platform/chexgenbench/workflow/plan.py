@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from chexgenbench.downloads import size_text
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
-from chexgenbench.executors import ModelSource
+from chexgenbench.executors import ModelSource, Workplace
 from chexgenbench.features import EncoderPlan, HashCache, plan_encoder
 from chexgenbench.files import digest
 from chexgenbench.generation import (
@@ -25,7 +25,7 @@ from chexgenbench.generation import (
     make_requests,
     plan_generation,
 )
-from chexgenbench.home import Home, interpreter
+from chexgenbench.home import Home
 from chexgenbench.registry import Plugin, Registry, load_registry, split_model
 from chexgenbench.scoring import MetricPlan, subset_masks
 from chexgenbench.splits.prompts import PromptTable, read_prompts
@@ -39,6 +39,7 @@ from chexgenbench.types import (
     SplitSource,
     SplitSpec,
 )
+from chexgenbench.workflow.places import check_executors, place_of, workplace_of
 from chexgenbench.workflow.reference import Reference
 from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
 from chexgenbench.workflow.tasks import (
@@ -71,8 +72,18 @@ class Options:
         reference: a reference bundle that stands for the real images.
         device: ``auto``, or torch devices separated by commas; encoders use the first.
         workers: processes that make images; None: one for each device.
+        executors: ``KIND`` for all models, encoders and task metrics, ``NAME=KIND`` for one; see
+            `places.place_of`.
+        runtime: the command that runs containers; None: whichever is found.
+        address: of a Ray cluster; ``local`` is one of this machine alone.
+        shared: a folder or fsspec URL that a cluster's workers see; None: the project's.
+        shards: parts that a generation, or images to encode, are cut into; None: the executor's
+            own number.
+        memory: bytes that a worker may take.
+        timeout: seconds without an image, or other progress, after which a worker is given up.
         allow_pickle: weights may be pickles, which can run code.
         encode_batch_size: images a call of an encoder.
+        elsewhere: other machines make the images: this one need not have the device.
         new: makes a new generation and run although equal ones are finished.
         allow_leakage: task metrics are taken although training and test side overlap.
     """
@@ -88,6 +99,14 @@ class Options:
     device: str = "auto"
     dtype: str = "auto"
     workers: int | None = None
+    executors: tuple[str, ...] = ()
+    runtime: str | None = None
+    address: str | None = None
+    shared: str | None = None
+    shards: int | None = None
+    memory: int | None = None
+    timeout: float = 1800.0
+    elsewhere: bool = False
     allow_pickle: bool = False
     encode_batch_size: int = 32
     on_bad_image: Literal["fail", "skip"] = "fail"
@@ -166,6 +185,16 @@ class Plan:
         """The device that encodes, and the first that generates."""
         return self.devices[0]
 
+    def workplace(self, plugin: Plugin[Any]) -> Workplace | None:
+        """Where an encoder or a task metric works; None where that is this process."""
+        return workplace_of(self.options, plugin, plugin_source(self.options), self.devices)
+
+    @property
+    def workplaces(self) -> dict[str, Workplace]:
+        """Where encoders work that do not work in this process, by name."""
+        found = {item.name: self.workplace(item.plugin) for item in self.encoders}
+        return {name: place for name, place in found.items() if place is not None}
+
     @property
     def text_encoders(self) -> frozenset[str]:
         """The encoders whose text side some metric needs."""
@@ -214,11 +243,13 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     left_out: list[str] = []
     metric_encoders = _metric_encoders(options, suite, registry, left_out) if metrics else {}
     chosen |= {name: registry.find("metrics", name) for name in metric_encoders}
+    task_names = [name for name in metric_encoders if registry.metrics[name].spec.metric == "task"]
+    check_executors(options.executors, [*chosen_models, *suite.encoders, *task_names])
     values = parameter_values(options, suite, chosen)
 
     check_folders(options.home)
     Store(options.home.store).check()
-    devices = resolve_devices(options.device)
+    devices = resolve_devices(options.device, here=not options.elsewhere)
     context = Context(
         device=devices[0],
         home=options.home.root,
@@ -244,7 +275,10 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         own = metric.parse(values[name])
         if metric.spec.metric == "task":
             weights = hash_weights(metric, own, context, hashes)
-            tasks.append(plan_task(metric, own, context, used, weights, repeats=suite.repeats))
+            here = place_of(options, metric).here
+            task = plan_task(metric, own, context, used, weights, repeats=suite.repeats, here=here)
+            files = tuple(weight_paths(metric, own, context).values())
+            tasks.append(replace(task, files=files))
         else:
             metric.load()
             metric_plans.append(MetricPlan(plugin=metric, parameters=own, encoders=tuple(used)))
@@ -384,7 +418,7 @@ def plan_pools(plan: Plan, generation: Generation) -> dict[str, Generation]:
         requests = make_requests(
             plan.tables.rows(need), seed=plan.suite.seed, repeats=need.repeats or 1, size=None
         )
-        found = plugin.load(here=interpreter(context.cache, plugin.spec.environment) is None)
+        found = plugin.load(here=place_of(plan.options, plugin).here)
         remarks = plugin.call(
             "cannot check its requests",
             partial(found.check, generation.parameters, context, requests),
@@ -432,7 +466,7 @@ def _measured(plan: Plan, generation: Generation, say: Callable[[str], None] | N
     plugin, context = generation.plugin, generation.context
     if plan.suite.batch_size != "auto" or plan.suite.exact:
         return generation
-    if interpreter(plan.options.home.cache, plugin.spec.environment) is not None:
+    if not place_of(plan.options, plugin).here:
         if say is not None:
             say(f"{plugin.name} runs in an environment of its own: its own batch size is taken")
         return generation
@@ -495,7 +529,7 @@ def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]
     )
     requests = make_requests(plan.prompts, seed=suite.seed, repeats=suite.repeats, size=None)
     weights = hash_weights(plugin, parameters, context, plan.hashes)
-    found = plugin.load(here=interpreter(options.home.cache, plugin.spec.environment) is None)
+    found = plugin.load(here=place_of(options, plugin).here)
     remarks = plugin.call(
         "cannot check its requests", lambda: tuple(found.check(parameters, context, requests))
     )
@@ -543,8 +577,11 @@ def hash_weights(
     return dict(sorted(result.items()))
 
 
-def resolve_devices(text: str) -> tuple[str, ...]:
+def resolve_devices(text: str, *, here: bool = True) -> tuple[str, ...]:
     """``auto`` to all GPUs or the CPU; names separated by commas are checked.
+
+    Args:
+        here: whether devices that are named must be of this machine.
 
     Raises:
         UserError: no such device here, or devices of several kinds, whose images would differ.
@@ -557,7 +594,9 @@ def resolve_devices(text: str) -> tuple[str, ...]:
     devices = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for device in devices:
         try:
-            torch.empty(1, device=device)
+            kind = torch.device(device)  # a name that torch knows, wherever the device is
+            if here:
+                torch.empty(1, device=kind)
         except (RuntimeError, AssertionError) as error:
             raise UserError(
                 f"The device {device!r} is not there: {str(error).splitlines()[0]}",
@@ -735,6 +774,7 @@ def _plan_encoder(
         context,
         root=home.features,
         weights=hash_weights(plugin, parameters, context, hashes),
+        files=list(weight_paths(plugin, parameters, context).values()),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.features import EncoderPlan, Extraction, extract
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.generation import Generation
-from chexgenbench.home import interpreter
 from chexgenbench.images import BadImage
+from chexgenbench.jobs.job import Limits
 from chexgenbench.jobs.manifest import ManifestRow
 from chexgenbench.progress import Progress
 from chexgenbench.scoring import Floors, SampleScore, Score, Sides, score
@@ -38,6 +39,7 @@ from chexgenbench.store.run_directory import (
 from chexgenbench.store.store import Store
 from chexgenbench.types import ImageNeed
 from chexgenbench.workflow.differences import influence_table, settle
+from chexgenbench.workflow.places import launcher_of, place_of
 from chexgenbench.workflow.plan import (
     Options,
     Plan,
@@ -47,6 +49,7 @@ from chexgenbench.workflow.plan import (
     plan_models,
     plan_pools,
     plugin_source,
+    weight_paths,
 )
 from chexgenbench.workflow.reference import RealSide, write_reference
 from chexgenbench.workflow.tasks import (
@@ -254,7 +257,7 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     if plan.reference is not None:
         real = plan.reference.real_side(plan)
         # The prompts are the user's own, and so are their text features.
-        _extract(plan, [], outcome, partial(progress.stage, "encode prompts"))
+        _extract(plan, [], outcome, partial(progress.stage, "encode prompts"), progress.say)
         return real
     if not prompts.has_image().any():
         outcome.notes.append("the split has no real images: only metrics that need none are taken")
@@ -267,7 +270,9 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     for i, key in zip(known, plan.hashes.sha256([paths[i] for i in known]), strict=True):
         keys[i] = key
     images = [(key, paths[i]) for i, key in enumerate(keys) if key is not None]
-    done = _extract(plan, images, outcome, partial(progress.stage, "encode real images"))
+    done = _extract(
+        plan, images, outcome, partial(progress.stage, "encode real images"), progress.say
+    )
     for i, key in enumerate(keys):
         if key in done.bad:
             bad[i] = done.bad[key]
@@ -310,7 +315,13 @@ def _prepare_sets(plan: Plan, progress: Progress, outcome: Outcome) -> None:
             what = f"encode {need.name}"
             batch = plan.options.encode_batch_size
             done = extract(
-                images, (), [encoders[name]], batch_size=batch, stage=partial(progress.stage, what)
+                images,
+                (),
+                [encoders[name]],
+                batch_size=batch,
+                workplaces=plan.workplaces,
+                stage=partial(progress.stage, what),
+                say=progress.say,
             )
             outcome.encoded += done.encoded
             decoded |= done.bad
@@ -336,7 +347,11 @@ def _prepare_sets(plan: Plan, progress: Progress, outcome: Outcome) -> None:
 
 
 def _extract(
-    plan: Plan, images: Sequence[tuple[str, Path]], outcome: Outcome, stage: Callable[[int], Any]
+    plan: Plan,
+    images: Sequence[tuple[str, Path]],
+    outcome: Outcome,
+    stage: Callable[[int], Any],
+    say: Callable[[str], None],
 ) -> Extraction:
     done = extract(
         images,
@@ -344,7 +359,9 @@ def _extract(
         plan.encoders,
         batch_size=plan.options.encode_batch_size,
         text_encoders=plan.text_encoders,
+        workplaces=plan.workplaces,
         stage=stage,
+        say=say,
     )
     outcome.encoded += done.encoded
     return done
@@ -415,19 +432,30 @@ def _make(
     name = generation.plugin.name
     there = generation.made()
     total = len(generation.requests)
+    options = plan.options
+    plugin, parameters = generation.plugin, generation.parameters
+    place = place_of(options, plugin)
+    weights = weight_paths(plugin, parameters, generation.context).values()
     work = partial(
         generation.run,
         say=progress.say,
         devices=plan.devices,
-        workers=plan.options.workers,
-        interpreter=interpreter(plan.options.home.cache, generation.plugin.spec.environment),
-        source=plugin_source(plan.options),
+        workers=options.workers,
+        interpreter=place.interpreter,
+        source=replace(plugin_source(options), weights=tuple(weights)),
+        shards=options.shards,
+        limits=Limits(memory=options.memory),
+        timeout=options.timeout,
     )
     if there == total:
         rows = work()
     else:
-        with progress.stage(f"generate {name}", total) as advance:
-            rows = work(advance)
+        with ExitStack() as stack:
+            launcher = launcher_of(place, options, plan.devices)
+            if launcher is not None:
+                stack.enter_context(closing(launcher))
+            advance = stack.enter_context(progress.stage(f"generate {name}", total))
+            rows = work(advance, launcher=launcher)
         outcome.made += total - there
     flags = [row.flags for row in rows.values()]
     cut = generation.summary().cut_batches
@@ -589,7 +617,9 @@ def _score(
     keys: list[str] = generated.table["sha256"].tolist()
     _check_content(plan, record, generated, keys)
     to_encode = [(key, generated.path(i)) for i, key in enumerate(keys)]
-    done = _extract(plan, to_encode, outcome, partial(progress.stage, f"encode {record.model}"))
+    done = _extract(
+        plan, to_encode, outcome, partial(progress.stage, f"encode {record.model}"), progress.say
+    )
     if done.bad and plan.options.on_bad_image == "fail":
         listed = "\n".join(error.message for error in list(done.bad.values())[:20])
         raise UserError(
@@ -669,7 +699,15 @@ def _tasks(
     ) -> Mapping[str, BadImage]:
         stage = partial(progress.stage, f"encode {name}, {record.model}")
         batch = plan.options.encode_batch_size
-        done = extract(images, (), [encoder], batch_size=batch, stage=stage)
+        done = extract(
+            images,
+            (),
+            [encoder],
+            batch_size=batch,
+            workplaces=plan.workplaces,
+            stage=stage,
+            say=progress.say,
+        )
         outcome.encoded += done.encoded
         return done.bad
 
@@ -697,6 +735,7 @@ def _tasks(
         basis=digest([_basis(plan, real), real_identity(outcome.real)]),
         stage=progress.stage,
         say=progress.say,
+        workplace=plan.workplace,
     )
 
 

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.executors import TaskFailed, Workplace, run_task
 from chexgenbench.features import EncoderPlan
 from chexgenbench.files import digest
 from chexgenbench.images import BadImage, read_image
+from chexgenbench.jobs.job import TaskJob, plain_context
 from chexgenbench.scoring import MACRO, OVERALL, Score, interval_warning
 from chexgenbench.splits.prompts import PromptTable, check_images
 from chexgenbench.statistics import Estimate
@@ -63,6 +65,7 @@ class TaskPlan:
         encoders: names of those it is taken on; one empty name where it takes none.
         needs: the sets that it asked for, by its own names.
         weights: SHA-256 of each file that decides its scores.
+        files: those files, for a worker that is to read them.
     """
 
     plugin: Plugin[MetricSpec]
@@ -71,6 +74,7 @@ class TaskPlan:
     encoders: tuple[str, ...]
     needs: Mapping[str, ImageNeed]
     weights: Mapping[str, str]
+    files: tuple[Path, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """All that its scores depend on, images and encoders aside."""
@@ -95,13 +99,17 @@ def plan_task(
     weights: Mapping[str, str],
     *,
     repeats: int,
+    here: bool = True,
 ) -> TaskPlan:
     """What a task metric asks of a run that makes `repeats` images of each of its prompts.
+
+    Args:
+        here: whether its modules must be installed in this environment.
 
     Raises:
         ChexGenBenchError: the plugin's own code fails, or asks for what cannot be.
     """
-    found = plugin.load()
+    found = plugin.load(here=here)
     assert issubclass(found, TaskMetric)  # Plugin.load has checked the class
     needs = dict(plugin.call("cannot say what it needs", lambda: found.needs(parameters)))
     for name, need in needs.items():
@@ -157,7 +165,7 @@ def check_tasks(tasks: Sequence[TaskPlan], tables: Tables) -> list[str]:
     """
     remarks: list[str] = []
     for task in tasks:
-        found = task.plugin.load()
+        found = task.plugin.load(here=False)  # `plan_task` has looked for its modules
         assert issubclass(found, TaskMetric)
         chosen = {name: tables.rows(need) for name, need in task.needs.items()}
         check = partial(found.check, task.parameters, task.context, chosen)
@@ -452,6 +460,7 @@ def run_tasks(
     basis: str,
     stage: Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]],
     say: Callable[[str], None],
+    workplace: Callable[[Plugin[MetricSpec]], Workplace | None] = lambda _plugin: None,
 ) -> Found:
     """Runs every task metric on each of its encoders; one that fails is recorded and the others
     stand.
@@ -459,6 +468,7 @@ def run_tasks(
     Args:
         pools: the pool of each set that the model made; None for the run's own images.
         basis: identity of the real sides, protocol and code.
+        workplace: where a metric works; None where that is this process.
     """
     scores: list[Score] = []
     samples: list[pd.DataFrame] = []
@@ -483,10 +493,10 @@ def run_tasks(
                     stage=stage,
                     say=say,
                 )
-                metric = plan.plugin.create(plan.parameters, plan.context)
-                assert isinstance(metric, TaskMetric)
-                result = metric.run(task)
+                result = _take(plan, task, workplace(plan.plugin))
                 _check_result(result, plan, held)
+            except TaskFailed as error:
+                status, reason = "failed", error.message
             except NotApplicable as error:
                 status, reason = "skipped", str(error)
             except Exception as error:  # a plugin: whatever it raises, the others stand
@@ -511,6 +521,30 @@ def run_tasks(
         neighbours=_table("neighbours", neighbours, run_id),
         notes=notes,
     )
+
+
+def _take(plan: TaskPlan, task: Task, workplace: Workplace | None) -> TaskResult:
+    """What the metric finds, here or where it works."""
+    if workplace is None:
+        metric = plan.plugin.create(plan.parameters, plan.context)
+        assert isinstance(metric, TaskMetric)
+        return metric.run(task)
+    job = TaskJob(
+        metric=plan.plugin.name,
+        source=plan.plugin.source_hash(),
+        parameters=plan.parameters.model_dump(mode="json"),
+        encoder=task.encoder,
+        model=task.model,
+        seed=task.seed,
+        folder=str(task.folder) if workplace.sees_files else None,
+        sets=(),
+        tables=(),
+        context=plain_context(plan.context),
+        device=plan.context.device.partition(":")[0],
+        limits=workplace.limits,
+        **replace(workplace.source, weights=plan.files).told(),
+    )
+    return run_task(job, task, workplace)
 
 
 def _table(name: str, parts: Sequence[pd.DataFrame], run_id: str) -> pd.DataFrame:
