@@ -115,7 +115,8 @@ Executors = Annotated[
     list[str] | None,
     typer.Option(
         "--executor",
-        help="here, process, container or ray; MODEL=KIND for one model; repeat it.",
+        help="here, process, container or ray; NAME=KIND for one model, encoder or task metric; "
+        "repeat it.",
         show_default="auto: an environment's own, else here",
     ),
 ]
@@ -394,6 +395,9 @@ def doctor(
     subset: Subsets = None,
     reference: ReferenceFile = None,
     device: Device = "auto",
+    executor: Executors = None,
+    runtime: Runtime = None,
+    address: Address = None,
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
     home: HomeFolder = None,

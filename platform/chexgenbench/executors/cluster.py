@@ -263,7 +263,7 @@ class Ray:
     ) -> None:
         from chexgenbench.provenance import threads
 
-        self._ray = _connect(address)
+        self._ray = connect(address)
         kind = device.partition(":")[0]
         count = int(os.environ.get("OMP_NUM_THREADS") or threads())
         machines = [dict(node["Resources"]) for node in self._ray.nodes() if node["Alive"]]
@@ -561,7 +561,7 @@ _address: str | None = None
 """Of the cluster that this process is connected to."""
 
 
-def _connect(address: str) -> ModuleType:
+def connect(address: str) -> ModuleType:
     """Ray, connected; a connection is kept for the command's next model.
 
     Raises:

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +26,6 @@ from chexgenbench.executors.errands import (
 from chexgenbench.executors.launch import printable
 from chexgenbench.jobs.job import TaskJob
 from chexgenbench.jobs.tasks import (
-    PARTS,
     RESULT,
     read_result,
     set_facts,
@@ -77,7 +76,7 @@ def run_task(job: TaskJob, task: Task, workplace: Workplace) -> TaskResult:
         failures = run_errands([errand], launcher, root, timeout=workplace.timeout, say=task.say)
     if failures:
         raise failures[0]
-    returned = errand.returned.result
+    returned = errand.result
     assert returned is not None  # else there is a failure
     if returned.status == "skipped":
         raise NotApplicable(returned.reason)
@@ -223,15 +222,6 @@ def _short(value: object) -> str:
     return printable(str(value)).replace("\n", " ")[:_SHOWN]
 
 
-@dataclass(eq=False)
-class _Returned:
-    """Where a result goes, whichever worker returned it."""
-
-    result: _Result | None = None
-    parts: Path | None = None
-    tables: list[PromptTable] = field(default_factory=list)
-
-
 class _Taking(Errand):
     """A task metric for one worker."""
 
@@ -242,11 +232,10 @@ class _Taking(Errand):
         shown: _Shown,
         *,
         stage: bool,
-        returned: _Returned | None = None,
     ) -> None:
         self._job, self._task, self._shown, self._stage = job, task, shown, stage
         self._read = 0
-        self.returned = returned or _Returned()
+        self.result: _Result | None = None
         self.name = "task"
         images = sum(len(each) for each in task.sets.values())
         held = sum(v.nbytes for each in task.sets.values() for v in each.outputs.values())
@@ -277,34 +266,25 @@ class _Taking(Errand):
                 "tables": tuple(map(table_facts, tables)),
             }
         )
-        if self.returned.parts is not None:
-            self.returned.parts.rename(folder / PARTS)
-            self.returned.parts = None
         write_task_job(folder, job, list(zip(self._task.sets.values(), paths, strict=True)), tables)
         return job
 
     def take(self, folder: Path) -> int:
         count = self._take_events(folder)
-        if self.returned.result is None:
+        if self.result is None:
             with suppress(FileNotFoundError):
                 data = read_plain(folder, RESULT, self._result_bytes)
-                self.returned.result = parse_result(data, self._task.sets)
+                self.result = parse_result(data, self._task.sets)
         return count
 
     def complete(self) -> bool:
-        return self.returned.result is not None
+        return self.result is not None
 
     def rest(self, folder: Path) -> _Taking:
-        """The same again; it goes on from the checkpoints that the last worker left."""
-        parts = folder / PARTS
-        if self._job.folder is None and _is_folder(parts):
-            kept = folder.with_name(f"{folder.name}.{PARTS}")
-            with suppress(OSError):
-                parts.rename(kept)
-                self.returned.parts = kept
-        return _Taking(
-            self._job, self._task, self._shown, stage=self._stage, returned=self.returned
-        )
+        """The same again. Checkpoints in the job directory are left behind with it: nobody has
+        looked at them, and what another worker is given it must be able to believe."""
+        self._read = 0
+        return self
 
     def _take_events(self, folder: Path) -> int:
         """Shows what the worker says of its progress; what makes no sense is left out."""
@@ -318,13 +298,6 @@ class _Taking(Errand):
                     self._shown.show(event)
                     count += 1
         return count
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.lstat().st_mode)
-    except OSError:
-        return False
 
 
 def _new_lines(path: Path, start: int) -> list[bytes]:

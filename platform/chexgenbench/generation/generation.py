@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from chexgenbench import provenance
-from chexgenbench.errors import UserError
 from chexgenbench.executors import Launcher, ModelSource, run_shards, run_workers
 from chexgenbench.files import atomic_path, digest, read_json, write_json
 from chexgenbench.jobs.generate import finished, generate, hold
@@ -157,7 +156,6 @@ class Generation:
             places = self._places(devices, workers, say)
             job = self.job(source or ModelSource(), limits or Limits())
             if launcher is not None:
-                self._check_alone()
                 rows = run_shards(
                     job,
                     self.requests,
@@ -203,14 +201,6 @@ class Generation:
             say(f"{self.plugin.name} reads the training side: one process makes its images")
             count = 1
         return [known[number % len(known)] for number in range(count)]
-
-    def _check_alone(self) -> None:
-        if self.plugin.spec.uses_training:
-            raise UserError(
-                f"The model {self.plugin.name!r} reads the split's training side, which a job "
-                "directory does not hold.",
-                hint=f"Let it work here: --executor {self.plugin.name}=here",
-            )
 
     def job(self, source: ModelSource, limits: Limits) -> GenerateJob:
         """What a worker is told, less its part of the requests."""

@@ -2,8 +2,8 @@
 
 ``job.json`` says what is to be done: make images (`GenerateJob`), encode some (`EncodeJob`) or take
 a task metric (`TaskJob`); tables beside it hold requests, images and sets. The worker adds what it
-was asked for, and of its own number ``heartbeat-1.json``, ``events-1.jsonl``
-and, where it fails, ``worker-1.error.json``. All is JSON, Parquet and PNG; nothing is unpickled.
+was asked for, and of its own number ``heartbeat-1.json``, ``events-1.jsonl`` and, where it fails,
+``worker-1.error.json``. All is JSON, Parquet, safetensors and PNG; nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -45,13 +45,23 @@ def place_of(options: Options, plugin: Plugin[Any]) -> Place:
 
     Without a word of the user, a plugin with an environment of its own works in that: in its venv
     where that was built, else in its container where that was built, else here. ``container`` for
-    all leaves encoders and metrics without an environment here: they have no container.
+    all leaves encoders and metrics without an environment here: they have no container. A model
+    that reads the training side works here whatever is said for all.
 
     Raises:
-        UserError: an executor that is not known; a venv that is stale.
+        UserError: an executor that is not known, or that this model cannot work with; a venv or an
+            image that is stale.
     """
     own: str | None = plugin.spec.environment
     kind = chosen_kind(options.executors, plugin.name)
+    if getattr(plugin.spec, "uses_training", False):
+        if f"{plugin.name}={kind}" in options.executors and kind not in ("auto", "here"):
+            raise UserError(
+                f"The model {plugin.name!r} reads the split's training side, which a job directory "
+                "does not hold.",
+                hint=f"Let it work here: --executor {plugin.name}=here",
+            )
+        kind = "here"
     if kind == "container" and own is None and plugin.spec.kind != "model":
         kind = "here" if f"{plugin.name}=container" not in options.executors else kind
     if kind == "container":
@@ -65,6 +75,19 @@ def place_of(options: Options, plugin: Plugin[Any]) -> Place:
         if is_built(own, options.runtime, options.home):
             return Place("container", None, own)
     return Place("here", python, own)
+
+
+def check_places(options: Options, plugins: Sequence[Plugin[Any]], devices: Sequence[str]) -> None:
+    """Raises `UserError` where a plugin's place is not there: no runtime, an image that is not
+    built, a cluster that does not answer."""
+    for plugin in plugins:
+        place = place_of(options, plugin)
+        if place.kind == "container" or (place.kind == "ray" and options.address is None):
+            launcher_of(place, options, devices)
+        elif place.kind == "ray":
+            from chexgenbench.executors.cluster import connect
+
+            connect(str(options.address))
 
 
 def chosen_kind(executors: Sequence[str], plugin: str) -> str:

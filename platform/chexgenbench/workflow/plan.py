@@ -39,7 +39,7 @@ from chexgenbench.types import (
     SplitSource,
     SplitSpec,
 )
-from chexgenbench.workflow.places import check_executors, place_of, workplace_of
+from chexgenbench.workflow.places import check_executors, check_places, place_of, workplace_of
 from chexgenbench.workflow.reference import Reference
 from chexgenbench.workflow.suite import Suite, parse_settings, read_suite
 from chexgenbench.workflow.tasks import (
@@ -304,6 +304,9 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     if plan.reference is not None:
         plan.reference.check(plan)
     plan = _without_images(plan)
+    users: list[Plugin[Any]] = [*chosen_models.values(), *(item.plugin for item in encoders)]
+    users += [item.plugin for item in plan.tasks]
+    check_places(options, users, devices)
     found = find_leakage(plan.tables) if compares_sides(plan.tasks) else []
     remarks = refuse_leakage(found, plan.split.name, allow=options.allow_leakage)
     return replace(plan, remarks=[*remarks, *check_tasks(plan.tasks, plan.tables)])
