@@ -97,7 +97,7 @@ def chexgenbench_metrics():
 
 LIMIT = 14
 BATCH = 2
-ALL = ("batchy", "phantom-diffusion", "oracle")
+ALL = ("batchy", "phantom-diffusion")
 SCORES = """
     SELECT r.model, s.* EXCLUDE (run_id, created_at) FROM scores s JOIN runs r USING (run_id)
     ORDER BY r.model, s.metric, s.encoder, s.subset
@@ -208,9 +208,7 @@ def work(folder: Path, code: int = 0) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("count", "names"), [(1, ALL), (2, ALL), (7, ("batchy", "phantom-diffusion"))]
-)
+@pytest.mark.parametrize(("count", "names"), [(1, ("batchy",)), (2, ALL), (7, ("batchy",))])
 def test_shards_give_the_images_and_scores_of_one_process(
     whole: tuple[Bench, Any, Any], tmp_path: Path, count: int, names: tuple[str, ...]
 ) -> None:
@@ -271,8 +269,6 @@ def test_a_merge_ends_as_one_process_does_and_writes_nothing_twice(
     name = "generations_with_metadata.csv"
     assert (folder / name).read_bytes() == (twin / name).read_bytes()
     own, theirs = (json.loads((each / "generation.json").read_text()) for each in (folder, twin))
-    # The plugin's file lies elsewhere, which is part of what its source is known by.
-    assert own.pop("model").keys() == theirs.pop("model").keys()
     assert own == theirs
     own, theirs = (json.loads((each / "summary.json").read_text()) for each in (folder, twin))
     measured = ("seconds", "images_per_second", "peak_memory", "workers", "threads")

@@ -247,7 +247,9 @@ def _source_hash(name: str) -> str:
         return ""
     code = hashlib.sha256()
     for module, content in sorted(files.items()):
-        code.update(f"{module}\n{len(content)}\n".encode() + content)
+        # The made-up name of a file holds its place, on which no result depends.
+        known = module[len(_FILE) + _KEY + 1 :] if module.startswith(_FILE) else module
+        code.update(f"{known}\n{len(content)}\n".encode() + content)
     return code.hexdigest()
 
 
@@ -327,7 +329,10 @@ class Registry:
 
 
 _FILE = "chexgenbench_file_"
-"""How the module of a plugin file is called."""
+"""How the module of a plugin file is called, before the hash of its path and its stem."""
+
+_KEY = 12
+"""Hexadecimal digits of that hash."""
 
 _LABEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})=(.*)", re.DOTALL)
 
@@ -461,7 +466,7 @@ def _import(name: str) -> ModuleType:
 def import_file(path: Path) -> ModuleType:
     """The module in `path`, under a name of its own; whatever importing it raises."""
     # The name carries the path's hash: two files of one name do not replace each other.
-    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:_KEY]
     name = f"{_FILE}{key}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

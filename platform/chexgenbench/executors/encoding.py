@@ -118,7 +118,7 @@ class _Encoding(Errand):
         self._asked = dict(items)
         self._parts = [0 for _ in job.encoders]
         self._seen: list[set[str]] = [set() for _ in job.encoders]
-        self._bad_bytes = 0
+        self._bad = self._bad_bytes = 0  # images that cannot be decoded; how much was read
         width = sum(sum(each.outputs.values()) for each in job.encoders)
         self._row_bytes = 4 * max((sum(e.outputs.values()) for e in job.encoders), default=0)
         self.name = f"encode-{job.side}"
@@ -143,6 +143,9 @@ class _Encoding(Errand):
             while (taken := self._take_part(folder, number)) is not None:
                 count += taken
         return count + self._take_bad(folder)
+
+    def gained(self) -> bool:
+        return any(self._seen) or self._bad > 0
 
     def complete(self) -> bool:
         return all(
@@ -218,6 +221,7 @@ class _Encoding(Errand):
                 self._returned.bad(key, error)
                 self._returned.advance(1)
                 count += 1
+                self._bad += 1
             else:
                 raise Refused(
                     f"The worker says that {key[:80]} cannot be decoded, and here it can."

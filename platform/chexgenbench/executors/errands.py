@@ -88,11 +88,14 @@ class Errand(Protocol):
         """Writes the job directory, which is new; what else the worker reads lies beside it."""
 
     def take(self, folder: Path) -> int:
-        """Takes what is there since the last call; returns how much that was.
+        """Takes what is there since the last call, signs of life too; returns how much that was.
 
         Raises:
             Refused: the worker wrote something else than it was asked for.
         """
+
+    def gained(self) -> bool:
+        """Whether a part of the work was taken, so that another try begins further on."""
 
     def complete(self) -> bool:
         """Whether nothing is missing."""
@@ -310,12 +313,13 @@ def _after(
     with suppress(Refused):
         worker.taken += errand.take(worker.folder)  # between the last look and its end
     done = fault is None or errand.complete()
+    gained = errand.gained()
     rest = None if done else errand.rest(worker.folder)
     remove(worker.folder)
     remove(worker.folder.with_name(f"{worker.folder.name}.images"))
     if rest is None or fault is None:
         return None
-    tries = 0 if worker.taken else worker.tries
+    tries = 0 if gained else worker.tries
     # Bad input would be met by all, and who lied once is not asked again.
     if not isinstance(fault, Refused | UserError) and tries < _TRIES:
         say(f"{fault.message} Another takes its part.")

@@ -277,6 +277,9 @@ class _Taking(Errand):
                 self.result = parse_result(data, self._task.sets)
         return count
 
+    def gained(self) -> bool:
+        return False  # its checkpoints are nothing that can be counted
+
     def complete(self) -> bool:
         return self.result is not None
 
