@@ -406,6 +406,7 @@ LIES = {
     "error is a link": ("(folder / 'worker-0.error.json').symlink_to(secret); 1 / 0", "symbolic"),
     "error is no note": ("(folder / 'worker-0.error.json').write_text('[]'); 1 / 0", "error note"),
     "dies": ("os.kill(os.getpid(), 11)", "SIGSEGV"),
+    "says that the disk is full": ("os._exit(64 + 28)", "fault of its disk"),
     "fills the disk": (
         "[(folder / str(i)).touch() for i in range(12000)]; time.sleep(60)",
         "files are allowed",
@@ -420,7 +421,7 @@ def test_a_liar_loses_its_part_only(bench: Bench, lie: str) -> None:
     secret.write_text("a patient's name\n")
     liar = Liar(script, secret)
     plan = bench.plan("small", "store")
-    if lie == "dies":
+    if lie in ("dies", "says that the disk is full"):
         assert bench.encode([plan], bench.workplace(liar)).encoded == IMAGES
         assert any(message in line for line in bench.said)
         return
@@ -444,6 +445,14 @@ def test_a_worker_that_hangs_is_given_up(bench: Bench) -> None:
         always.start = lambda *rest: Process(["sleep", "600"], rest[-1])  # type: ignore[method-assign]
         bench.encode([plan], bench.workplace(always, timeout=1.0))
     assert "The end of its log" in str(caught.value.hint)
+
+
+def test_a_worker_that_is_done_and_stays_is_ended(bench: Bench) -> None:
+    plan = bench.plan("small", "store")
+    liar = Liar("write(keys); time.sleep(600)", bench.folder)
+    # Its output is whole, so that nobody else is asked, and the time without news is no fault.
+    assert bench.encode([plan], bench.workplace(liar, timeout=3.0)).encoded == IMAGES
+    assert not any("returned nothing" in line for line in bench.said)
 
 
 def test_only_the_images_themselves_are_staged(tmp_path: Path) -> None:
@@ -661,6 +670,22 @@ def test_a_result_that_is_none_is_refused(bench: Bench, lie: str) -> None:
     liar = Liar(RESULT + script, secret)
     with pytest.raises(Refused, match=message):
         odd(bench, workplace=bench.workplace(liar))
+
+
+def test_what_says_nothing_is_no_sign_of_progress(bench: Bench) -> None:
+    script = """
+    while True:
+        with (folder / "events-0.jsonl").open("a") as file:
+            file.write('{}\\n{"event": "say", "text": "soon"}\\n')
+            file.write('{"event": "advance", "count": 1}\\n')
+        time.sleep(0.2)
+    """
+    liar = Liar(script, bench.folder, places=("cpu",))
+    liar.start = lambda *rest: Process(  # type: ignore[method-assign]
+        [sys.executable, "-c", HOSTILE + textwrap.dedent(script), str(rest[0]), "x"], rest[-1]
+    )
+    with pytest.raises(ChexGenBenchError, match="returned nothing for 3 s"):
+        odd(bench, workplace=bench.workplace(liar, timeout=3.0))
 
 
 def test_texts_of_a_result_are_harmless() -> None:

@@ -23,6 +23,7 @@ from chexgenbench.executors.border import Refused, read_plain, remove, usage
 from chexgenbench.executors.launch import (
     Launcher,
     Running,
+    check_disk,
     disk_fault,
     exit_text,
     last_line,
@@ -36,6 +37,9 @@ from chexgenbench.jobs.waiting import Silence
 _LOOK_AGAIN = 0.1
 _MEASURE_AGAIN = 2.0
 """Seconds between two looks at what workers have written, and at how much."""
+
+_ENDING = 10.0
+"""Seconds that a worker has to end once all it was asked for is there."""
 
 _TRIES = 3
 """How often an errand is started without any progress."""
@@ -251,12 +255,13 @@ def _look(worker: _Worker, timeout: float) -> tuple[bool, ChexGenBenchError | No
         worker.last = now
     if worker.running.waiting:
         worker.last = now
+    if worker.errand.complete():
+        # One that has done all is given a moment to end by itself.
+        return code is not None or now - worker.last > min(_ENDING, timeout), None
     if code is None:
         late = now - worker.last > timeout
         fault = f"{worker} returned nothing for {timeout:.0f} s and was ended." if late else ""
         return late, ChexGenBenchError(fault) if late else None
-    if worker.errand.complete():
-        return True, None
     return True, _failure(worker, code)
 
 
@@ -271,7 +276,11 @@ def _check_size(worker: _Worker) -> None:
 
 
 def _failure(worker: _Worker, code: int) -> ChexGenBenchError:
-    """Why a worker ended before it was done; a full disk is raised at once."""
+    """Why a worker ended before it was done.
+
+    Raises:
+        OSError: because the disk of this command is at fault.
+    """
     try:
         error = _noted(worker.folder)
     except Refused as refused:
@@ -279,7 +288,8 @@ def _failure(worker: _Worker, code: int) -> ChexGenBenchError:
     if error is not None:
         return error
     if is_disk_fault(fault := disk_fault(code)):
-        raise fault
+        check_disk(worker.log.parent, fault)
+        return ChexGenBenchError(f"{worker} ended by a fault of its disk: {fault.strerror}.")
     if code == 0:
         return Refused(f"{worker} ended as if it were done, and a part of its work is missing.")
     said = last_line(worker.log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import IO, Protocol
 import psutil
 
 from chexgenbench.errors import UserError
+from chexgenbench.files import atomic_path
 from chexgenbench.jobs.job import DISK_FAULT, Job, Limits
 from chexgenbench.jobs.waiting import WORKER
 
@@ -284,3 +286,19 @@ def memory_hint(limits: Limits, message: str) -> str | None:
 def disk_fault(code: int) -> OSError:
     """The error that an exit code of a worker stands for; see `jobs.job.DISK_FAULT`."""
     return OSError(code - DISK_FAULT, os.strerror(code - DISK_FAULT))
+
+
+_LITTLE = 64_000_000
+"""Bytes that are free on a disk that is as good as full."""
+
+
+def check_disk(folder: Path, fault: OSError) -> None:
+    """Raises the fault where the folder's disk is full, or what writing there raises.
+
+    A worker's word does not end a command, and its disk need not be this one.
+    """
+    with atomic_path(folder / "disk.check") as temporary:
+        temporary.write_bytes(b"0" * 65536)
+    (folder / "disk.check").unlink()
+    if shutil.disk_usage(folder).free < _LITTLE:
+        raise fault

@@ -22,13 +22,14 @@ from chexgenbench.executors.border import Intake, Refused, Shard, remove
 from chexgenbench.executors.launch import (
     Launcher,
     Running,
+    check_disk,
     disk_fault,
     exit_text,
     last_line,
     memory_hint,
     tail_of,
 )
-from chexgenbench.files import atomic_path, read_json, write_json
+from chexgenbench.files import read_json, write_json
 from chexgenbench.jobs.generate import finish
 from chexgenbench.jobs.job import GenerateJob, Limits, write_job
 from chexgenbench.jobs.manifest import (
@@ -56,9 +57,6 @@ _CUTS_BEFORE = "calls-0.jsonl"
 
 _ENDING = 10.0
 """Seconds that a worker has for its end once its images are there."""
-
-_LITTLE = 64_000_000
-"""Bytes that are free on a disk that is as good as full."""
 
 _LOG_SHOWN = 600
 
@@ -365,21 +363,12 @@ def _failure(worker: _Worker, code: int) -> ChexGenBenchError:
         return error
     if is_disk_fault(fault := disk_fault(code)):
         # A worker's word does not end the command, and its disk need not be ours.
-        _check_disk(worker.log.parent, fault)
+        check_disk(worker.log.parent, fault)
         return ChexGenBenchError(f"{worker} ended by a fault of its disk: {fault.strerror}.")
     if code == 0:
         return Refused("The worker ended as if it were done, and images of its shard are missing.")
     said = last_line(worker.log)
     return ChexGenBenchError(f"{worker} ended with {exit_text(code)}: {said or 'it said nothing'}")
-
-
-def _check_disk(folder: Path, fault: OSError) -> None:
-    """Raises the fault where the folder's disk is full, or what writing there raises."""
-    with atomic_path(folder / "disk.check") as temporary:
-        temporary.write_bytes(b"0" * 65536)
-    (folder / "disk.check").unlink()
-    if shutil.disk_usage(folder).free < _LITTLE:
-        raise fault
 
 
 def _take_last(worker: _Worker, fault: ChexGenBenchError | None) -> None:

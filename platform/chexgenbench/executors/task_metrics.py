@@ -197,7 +197,8 @@ class _Shown:
     advance: Any = None
     left: int = 0
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: Mapping[str, Any]) -> bool:
+        """Shows an event; whether it is progress: a stage that begins, or a part of it done."""
         kind = event.get("event")
         if kind == "say":
             self.task.say(_short(event.get("text")))
@@ -208,14 +209,17 @@ class _Shown:
             self.advance = self.stages.enter_context(
                 self.task.stage(_short(event.get("name")), self.left, _short(event.get("unit")))
             )
+            return True
         elif kind == "advance" and self.advance is not None:
             count = event.get("count")
             count = min(count, self.left) if isinstance(count, int) and count > 0 else 0
             self.left -= count
             self.advance(count)
+            return count > 0
         elif kind == "stage_done":
             self.stages.close()
             self.advance = None
+        return False
 
 
 def _short(value: object) -> str:
@@ -298,8 +302,7 @@ class _Taking(Errand):
             with suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict):
-                    self._shown.show(event)
-                    count += 1
+                    count += self._shown.show(event)
         return count
 
 
