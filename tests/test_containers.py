@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from chexgenbench import environments
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource, containers
 from chexgenbench.executors.containers import Containers, Runtime, find_runtime
+from chexgenbench.executors.errands import folder_of_command, staged
+from chexgenbench.executors.launch import Process
 from chexgenbench.generation import Generation, plan_generation, seed_of
-from chexgenbench.jobs.job import GenerateJob, Limits
+from chexgenbench.jobs.job import GenerateJob, Job, Limits
 from chexgenbench.jobs.manifest import read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
@@ -67,6 +70,8 @@ def connect(family, address):
 
 
 def look(paths):
+    seen = str(Path(sys.argv[1])) + ".images"  # where images are staged for it
+    paths = [path.replace("SEEN", seen) for path in paths]
     status = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
     )
@@ -86,6 +91,7 @@ def look(paths):
         "no_new_privileges": status["NoNewPrivs"].strip(),
         "read": {path: attempt(lambda: len(Path(path).read_bytes())) for path in paths},
         "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+        "first": attempt(lambda: open("/proc/1/mem", "r+b").close()),
         "home": os.environ.get("HOME"),
         "environment": sorted(os.environ),
     }
@@ -365,6 +371,46 @@ def test_it_knows_no_variable_and_no_process_of_ours(saw: dict[str, Any]) -> Non
     assert saw["processes"] < 5
 
 
+def test_it_cannot_change_the_first_process(saw: dict[str, Any]) -> None:
+    assert saw["first"] == "PermissionError 13"  # the same check as for ptrace
+
+
+class Staging(Containers):
+    """Containers that are given images staged for their worker."""
+
+    def __init__(self, images: list[Path]) -> None:
+        super().__init__(["cpu"], "example", "podman")
+        self._images = images
+
+    def start(self, folder: Path, job: Job, device: str, log: Path) -> Process:
+        place = folder.with_name(f"{folder.name}.images")
+        self.staged = staged(place, self._images)
+        files = (*job.files, str(place))
+        return super().start(folder, job.model_copy(update={"files": files}), device, log)
+
+
+def test_it_reads_staged_images_that_nobody_else_reads(bench: Bench) -> None:
+    patients = bench.folder / "patients"
+    patients.mkdir(mode=0o700)
+    image, shown = patients / "private.png", patients / "shown.png"
+    image.write_bytes(b"pixels")
+    image.chmod(0o600)
+    shown.write_bytes(b"many pixels")
+    shown.chmod(0o644)
+    generation = bench.plan(count=1, act="look", paths="SEEN/0000000.png|SEEN/0000001.png")
+    launcher = Staging([image, shown])
+    before = os.umask(0o077)  # whoever closes all files by custom runs containers too
+    try:
+        generation.run(source=ModelSource(files=(bench.file,)), launcher=launcher)
+    finally:
+        os.umask(before)
+    log = (generation.folder / "worker-1.log").read_text()
+    (line,) = [line for line in log.splitlines() if line.startswith("SAW ")]
+    assert list(json.loads(line[4:])["read"].values()) == [6, 11]
+    assert image.stat().st_uid == shown.stat().st_uid == os.getuid()
+    assert patients.stat().st_uid == os.getuid()
+
+
 # What holds a worker
 
 
@@ -412,6 +458,24 @@ def test_a_worker_that_fills_its_tmp_is_no_full_disk(bench: Bench) -> None:
     error = bench.fail(bench.plan(count=1, act="tmp"))  # an OSError would end the whole run
     assert "No space left on device" in error.message
     assert "/tmp" in error.message
+
+
+def ended(folder: Path, script: str) -> int | None:
+    """The code of a container whose runtime is that shell script."""
+    running = containers._Container(["sh", "-c", script], folder / "log", [], folder, "sh")
+    try:
+        until(lambda: Process.poll(running) is not None)
+        return running.poll()
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize("code", [125, 126, 127])
+def test_a_container_that_has_started_could_be_started(tmp_path: Path, code: int) -> None:
+    begun = "printf 'Emulate Docker CLI using podman.\\n\\002\\n'"
+    assert ended(tmp_path, f"{begun}; echo out of luck; exit {code}") == 1
+    with pytest.raises(UserError, match="sh cannot start a container: out of luck"):
+        ended(tmp_path, f"echo out of luck; exit {code}")
 
 
 # What is left of a command
@@ -639,6 +703,50 @@ def test_a_file_of_a_hub_is_mounted_under_the_names_of_its_links(tmp_path: Path)
     folder = containers.mounts_of(job_of(snapshot))
     assert (blobs / "abc", blobs / "abc") in folder
     assert (snapshot, snapshot) in folder
+    (tmp_path / "w").symlink_to(snapshot)
+    through = dict(map(reversed, containers.mounts_of(job_of(tmp_path / "w"))))
+    assert through[tmp_path / "w"] == snapshot
+    assert blobs / "abc" in through.values()
+
+
+def test_what_a_path_leads_to_that_is_a_link_itself(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "model.bin").write_text("weights")
+    (disk / "same.bin").symlink_to("model.bin")
+    (tmp_path / "w").symlink_to(disk)
+    (tmp_path / "w.bin").symlink_to(disk / "model.bin")
+    found = containers.mounts_of(job_of(tmp_path / "w", tmp_path / "w.bin"))
+    assert found == [(disk, tmp_path / "w"), (disk / "model.bin", tmp_path / "w.bin")]
+
+
+@pytest.mark.parametrize("where", ["w", "models--a--b/snapshots/1"])
+@pytest.mark.parametrize("target", ["store", "store/x.txt", "/etc/passwd"])
+def test_a_link_out_of_a_folder_of_weights(tmp_path: Path, where: str, target: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "x.txt").write_text("secret")
+    folder = tmp_path / where / "part"
+    folder.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir(parents=True, exist_ok=True)
+    (folder / "model.bin").symlink_to(tmp_path / target)
+    told = rf"{folder}/model\.bin is a link that leads out of its folder, to .*{target}"
+    with pytest.raises(UserError, match=told):
+        containers.mounts_of(job_of(tmp_path / where))
+    if where != "w":  # where a file's own name is a link of whoever filled the folder
+        with pytest.raises(UserError, match=told):
+            containers.mounts_of(job_of(folder / "model.bin"))
+
+
+def test_a_hub_whose_blobs_are_elsewhere(tmp_path: Path) -> None:
+    """A folder of weights from anywhere may look like a hub's."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "x.txt").write_text("secret")
+    snapshot = tmp_path / "got" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "got" / "blobs").symlink_to(tmp_path / "store")
+    (snapshot / "model.bin").symlink_to("../../blobs/x.txt")
+    with pytest.raises(UserError, match="leads out of its folder"):
+        containers.mounts_of(job_of(snapshot))
 
 
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
@@ -651,4 +759,68 @@ def test_a_file_that_another_user_cannot_read(tmp_path: Path) -> None:
     path.write_text("")
     path.chmod(0o600)
     with pytest.raises(UserError, match="by its owner only"):
-        containers.mounts_of(job_of(path), readable_by_all=True)
+        containers.mounts_of(job_of(path), reader=os.getuid() + 1)
+    assert containers.mounts_of(job_of(path), reader=os.getuid()) == [(path, path)]
+
+
+def test_no_other_user_reads_what_is_staged(tmp_path: Path) -> None:
+    image = tmp_path / "p.png"
+    image.write_bytes(b"pixels")
+    image.chmod(0o600)
+    with folder_of_command(tmp_path / "jobs") as root:
+        (copy,) = staged(root / "e.images", [image])
+        assert [path.stat().st_mode & 0o077 for path in (root, copy.parent, copy)] == [0, 0, 0]
+        assert copy.read_bytes() == b"pixels"
+
+
+# Ray, as far as planning goes
+
+PLANNED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from chexgenbench.errors import UserError
+from chexgenbench.home import Home
+from chexgenbench.registry import load_registry
+from chexgenbench.workflow.places import check_places
+
+folder = Path(sys.argv[1])
+plugin = load_registry([]).find("models", "noise")
+(folder / "file").write_text("")
+for shared, memory, device in [
+    ("nosuch://name:word@host/folder", None, "cpu"),
+    (str(folder / "file" / "below"), None, "cpu"),
+    (None, 10**15, "cpu"),
+    (None, None, "cuda:0"),
+    (str(folder / "shared"), 10**8, "cpu"),
+]:
+    options = SimpleNamespace(
+        executors=("ray",), address="local", home=Home(folder), workers=1, runtime=None,
+        shared=shared, memory=memory,
+    )
+    try:
+        check_places(options, [plugin], [device])
+    except UserError as error:
+        print(error.message.replace("\\n", " "))
+    else:
+        print("planned", list((folder / "shared").iterdir()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_what_a_cluster_lacks_is_said_while_planning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PLANNED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 5, done
+    assert "nosuch" in said[0] and "word" not in done.stdout
+    assert said[1].startswith(f"Nothing can be written to {tmp_path}/file/below: ")
+    assert "may use 1000000.0 GB" in said[2]
+    assert "no GPU for a worker" in said[3]
+    assert said[4] == "planned []"

@@ -52,7 +52,7 @@ from chexgenbench.types import (
     Task,
     TaskResult,
 )
-from chexgenbench.workflow.places import check_executors, place_of, workplace_of
+from chexgenbench.workflow.places import check_executors, check_places, place_of, workplace_of
 from chexgenbench.workflow.plan import Options
 from desk import Desk
 from image_sets import image_set, task
@@ -467,7 +467,7 @@ def test_only_the_images_themselves_are_staged(tmp_path: Path) -> None:
     assert [path.name for path in paths] == [f"{n:07d}.png" for n in range(4)]
     assert [path.exists() for path in paths] == [True, True, False, True]
     assert paths[0].samefile(public) and not paths[1].samefile(private)
-    assert paths[1].stat().st_mode & 0o444 == 0o444 and private.stat().st_mode & 0o077 == 0
+    assert paths[1].stat().st_mode & 0o777 == 0o600 and private.stat().st_mode & 0o077 == 0
     assert not paths[3].is_symlink() and paths[3].samefile(public)
 
 
@@ -726,6 +726,34 @@ def test_where_a_plugin_works_is_what_the_user_says(tmp_path: Path) -> None:
     assert workplace_of(Options(home=Home(tmp_path)), clip, ModelSource(), ["cpu"]) is None
     with pytest.raises(UserError, match="--executor"):
         check_executors(["phantom-clipp=ray"], ["phantom-clip"])
+
+
+def test_a_place_that_a_plugin_cannot_have_is_refused(tmp_path: Path) -> None:
+    registry = load_registry()
+    memorizer, noise = registry.models["memorizer"], registry.models["noise"]
+    llm_cxr = registry.models["llm-cxr"]
+
+    def options(*executors: str, **changes: Any) -> Options:
+        home = Home(tmp_path)
+        home.__dict__["cache"] = tmp_path / "cache"
+        return Options(home=home, executors=executors, **changes)
+
+    # It reads the training side, which no job directory holds.
+    assert place_of(options("process"), memorizer).kind == "here"
+    with pytest.raises(UserError, match="reads the split's training side"):
+        place_of(options("memorizer=process"), memorizer)
+    # Nobody leaves a container by what its own descriptor says.
+    with pytest.raises(UserError, match="reads the split's training side"):
+        place_of(options("container"), memorizer)
+    assert place_of(options("container", "memorizer=here"), memorizer).kind == "here"
+    with pytest.raises(UserError, match=r"environment llm-cxr of the model 'llm-cxr' is not built"):
+        place_of(options("process"), llm_cxr)
+    for word in ("address", "shared"):
+        with pytest.raises(UserError, match=f"--{word} is for the executor ray"):
+            check_places(options(**{word: "auto"}), [noise], ["cpu"])
+    with pytest.raises(UserError, match="--shards is for the executors"):
+        check_places(options(shards=3), [noise], ["cpu"])
+    check_places(options("process", shards=3), [noise], ["cpu"])
 
 
 def test_an_encoder_with_a_venv_of_its_own_works_in_that(

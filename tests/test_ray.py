@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ import pytest
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource
-from chexgenbench.executors.cluster import Ray
+from chexgenbench.executors.border import Refused
+from chexgenbench.executors.cluster import Ray, _Mirror
 from chexgenbench.executors.mirror import Fetcher, Remote, Sender
 from chexgenbench.generation import Generation, plan_generation, seed_of
+from chexgenbench.jobs.job import JOB, EncodeJob
 from chexgenbench.jobs.manifest import MANIFEST, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
@@ -43,7 +45,9 @@ COUNT = 26
 SCORES = "select * exclude (created_at) from scores order by all"
 
 PLUGIN = """
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +85,16 @@ class Sleepy(Model):
                 (folder / "died").touch()
                 print("about to die", flush=True)
                 os.kill(os.getpid(), 9)
+            if self.parameters.fault in ("answer", "deep"):
+                asked = Path(sys.argv[1]).glob("ask-*.json")
+                ask = max(asked, key=lambda path: int(path.stem[4:]))
+                if self.parameters.fault == "answer":
+                    ask.with_name(ask.name.replace("ask", "answer")).write_text("{")
+                else:
+                    deep = Path(json.loads(ask.read_text())["folder"]) / "a/b/c/d"
+                    deep.mkdir(parents=True)
+                    (deep / "e").touch()
+                time.sleep(600)
         # As in a real pipeline, each image depends a little on its whole batch.
         together = sum(request.seed for request in requests) % 50
         for request in requests:
@@ -277,6 +291,24 @@ def test_a_plugin_that_fails_shows_the_end_of_its_log(cluster: RayCluster, bench
     assert len(read_manifest(generation.folder)) == COUNT - 4
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"), [("answer", "is no exit code"), ("deep", "is refused.*a/b/c/d/e")]
+)
+def test_a_worker_that_lies_loses_its_shard_alone(
+    cluster: RayCluster, bench: Bench, fault: str, said: str
+) -> None:
+    """An answer that is none, and a file that no worker writes."""
+    generation = bench.plan(fault, fault=fault)
+    shared = str(bench.folder / "shared") if fault == "deep" else None
+    with (
+        closing(Ray(cluster.address, shared=shared)) as launcher,
+        pytest.raises(ChexGenBenchError, match=said) as error,
+    ):
+        bench.run(generation, launcher=launcher)
+    assert not isinstance(error.value, UserError)
+    assert len(read_manifest(generation.folder)) == COUNT - 4
+
+
 def test_an_interpreter_of_its_own(cluster: RayCluster, bench: Bench) -> None:
     other = bench.folder / "python"
     other.write_text(f'#!/bin/sh\ntouch "{bench.folder}/asked"\nexec "{sys.executable}" "$@"\n')
@@ -302,6 +334,7 @@ def ftp(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "ftp").mkdir()
     authorizer = DummyAuthorizer()
     authorizer.add_user("name", "word", str(tmp_path / "ftp"), perm="elradfmwMT")
+    authorizer.add_user("guest", "secret", str(tmp_path / "ftp"), perm="el")
     handler = type("Handler", (FTPHandler,), {"authorizer": authorizer})
     server = ThreadedFTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"timeout": 0.1}, daemon=True)
@@ -393,7 +426,8 @@ def test_a_cluster_that_this_environment_cannot_join(
     code = f"""
 {change}
 from chexgenbench.errors import UserError
-from chexgenbench.executors.cluster import Ray
+from chexgenbench.executors.border import Refused
+from chexgenbench.executors.cluster import Ray, _Mirror
 try:
     Ray("{cluster.address}")
 except UserError as error:
@@ -447,3 +481,85 @@ def test_lines_come_after_the_files_that_they_name(tmp_path: Path, ftp: str) -> 
     thread.join()
     assert looks > 3
     assert len((here / "manifest.jsonl").read_text().split()) == 40
+
+
+@pytest.mark.parametrize("kind", ["ftp", "folder"])
+def test_a_file_is_seen_whole(tmp_path: Path, ftp: str, kind: str) -> None:
+    """A reader that looks at any moment finds no part of a file, there or here."""
+    made, there, here = tmp_path / "made", tmp_path / "ftp" / "bench", tmp_path / "here"
+    made.mkdir()
+    here.mkdir()
+    size = 60_000_000
+    (made / "features-0-0001.safetensors").write_bytes(b"x" * size)
+    url = ftp if kind == "ftp" else str(there)
+    seen: dict[Path, set[int]] = {there: set(), here: set()}
+
+    def copy() -> None:
+        sender = Sender(made, Remote(url))
+        sender.send()
+        os.utime(made / "features-0-0001.safetensors", (0, 0))
+        sender.send()  # again, over the one that is there
+        Fetcher(Remote(url), here).fetch()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    while thread.is_alive():
+        for folder, sizes in seen.items():
+            with suppress(FileNotFoundError):
+                sizes.add((folder / "features-0-0001.safetensors").stat().st_size)
+    thread.join()
+    assert (here / "features-0-0001.safetensors").stat().st_size == size
+    assert seen[there] == {size}
+    assert seen[here] <= {size}
+    assert [path.name for path in there.iterdir()] == ["features-0-0001.safetensors"]
+
+
+def test_staged_images_do_not_travel(cluster: RayCluster, bench: Bench) -> None:
+    folder = bench.folder / "encode-images-0001"
+    for path in (folder, staged := bench.folder / "encode-images-0001.images"):
+        path.mkdir()
+    (folder / JOB).touch()
+    job = EncodeJob(context={}, encoders=(), batch_size=1, n_items=0, files=(str(staged),))
+    with (
+        closing(Ray(cluster.address, shared=str(bench.folder / "shared"))) as launcher,
+        pytest.raises(UserError, match="take no images along") as error,
+    ):
+        launcher.start(folder, job, "cpu", bench.folder / "log")
+    assert "NAME=here" in str(error.value.hint)
+    assert not (bench.folder / "shared").exists()
+
+
+def test_what_is_too_much_is_not_fetched(tmp_path: Path) -> None:
+    """Files that say how large they are, and take no disk."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    with (there / "events-0.jsonl").open("wb") as file:
+        file.truncate(1_200_000_000)
+    with pytest.raises(Refused, match=r"events-0\.jsonl has more than 1000000000 bytes"):
+        Fetcher(Remote(str(there)), here).fetch()
+    (there / "events-0.jsonl").unlink()
+    with (there / "large").open("wb") as file:
+        file.truncate(shutil.disk_usage(here).free + 10**9)
+    with pytest.raises(ChexGenBenchError, match="the disk of this command has"):
+        Fetcher(Remote(str(there)), here).fetch()
+    assert not list(here.iterdir())
+
+
+def test_a_store_that_refuses(cluster: RayCluster, bench: Bench, ftp: str) -> None:
+    """Its own errors are said, with what to do, and without the password."""
+    wrong, guest = (ftp.replace("name:word", f"{user}:secret") for user in ("name", "guest"))
+    with pytest.raises(UserError, match="cannot be used: 530") as used:
+        Remote(wrong)
+    with (
+        closing(Ray(cluster.address, shared=guest)) as launcher,
+        pytest.raises(UserError, match=r"Nothing can be written to ftp://127.*: 550") as written,
+    ):
+        bench.run(bench.plan("guest"), launcher=launcher)
+    Remote(ftp).write("image.png", b"1")
+    mirror = _Mirror(guest, bench.folder)
+    mirror.start()
+    with pytest.raises(ChexGenBenchError, match="cannot be read: 550") as read:
+        mirror.close()
+    for error in (used, written, read):
+        assert "secret" not in f"{error.value} {error.value.hint}"

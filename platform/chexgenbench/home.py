@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,13 @@ class Home:
     @property
     def features(self) -> Path:
         return self.cache / "features"
+
+    @property
+    def option(self) -> str:
+        """`` --home PLACE`` where a command needs it to find this home again, else nothing."""
+        return (
+            "" if Home.find().root == self.root else f" --home {shlex.quote(self.shown(self.root))}"
+        )
 
     def shown(self, path: Path) -> str:
         """`path` as the user would type it: relative to the current folder where it lies below."""

@@ -83,7 +83,7 @@ def shard(
     the same paths; merge takes the images in. With the same options again, job directories that
     were removed are written anew. A device that is named need not be one of this machine.
     """
-    options = run.options_of(locals())
+    options = run.options_of(locals() | {"shards": None})
     from chexgenbench.workflow.shards import SCRIPT
     from chexgenbench.workflow.shards import shard as write
 
@@ -106,7 +106,7 @@ def shard(
         print(f"One of them:  bash {shlex.quote(shown(out / SCRIPT))} 1")
         print(f"By Slurm:     cd {shlex.quote(shown(out))} && sbatch {SCRIPT}")
         print(f"How far:      chexgenbench jobs {shlex.quote(shown(out))}")
-        print(f"Take them in: chexgenbench merge {shlex.quote(shown(out))}")
+        print(f"Take them in: chexgenbench merge {shlex.quote(shown(out))}{options.home.option}")
     for name, error in written.failed.items():
         typer.echo(f"Failed: {name}: {error.message}", err=True)
     if written.failed:

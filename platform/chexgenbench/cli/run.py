@@ -481,8 +481,11 @@ def options_of(given: dict[str, Any]) -> Options:
     )
 
 
+_LEAST_MEMORY = 256_000_000
+
+
 def bytes_of(text: str) -> int:
-    """A size as a user writes it.
+    """The memory of a worker as a user writes it.
 
     >>> bytes_of("16G"), bytes_of("512M")
     (16000000000, 512000000)
@@ -492,7 +495,13 @@ def bytes_of(text: str) -> int:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)i?B?", text.strip())
     if found is None or not float(found[1]):
         raise UserError(f"{text!r} is no size.", hint="Write it as in 16G or 512M.")
-    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+    size = int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+    if size < _LEAST_MEMORY:
+        raise UserError(
+            f"{text} of memory is too little for any worker.",
+            hint=f"Python and its libraries alone take {_LEAST_MEMORY // 1_000_000}M.",
+        )
+    return size
 
 
 def _dry_run(options: Options) -> None:
@@ -560,11 +569,11 @@ def _finish(options: Options, outcome: Outcome) -> None:
         question = (
             "select finding, model, value from by_finding where metric = 'alignment' order by value"
         )
-        command = _command()
+        command, home = _command(), options.home.option
         print(
             "Try next:\n"
-            f"  {command} leaderboard --metric kid --subset 'Pleural Effusion'\n"
-            f'  {command} query "{question}"\n'
+            f"  {command} leaderboard --metric kid --subset 'Pleural Effusion'{home}\n"
+            f'  {command} query "{question}"{home}\n'
             f"  {command} models show stable-diffusion"
         )
     _failures(outcome)

@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.executors.border import Refused
 from chexgenbench.executors.launch import Process, tail_of
-from chexgenbench.executors.mirror import Fetcher, Remote, Sender, without_secret
+from chexgenbench.executors.mirror import Fetcher, Remote, Sender, told, without_secret
 from chexgenbench.files import digest, sha256_bytes
 from chexgenbench.jobs.job import JOB, Job
 from chexgenbench.jobs.serve import SERVER, answer, ask
@@ -162,14 +163,17 @@ class _Host:
         self._asked += 1
         ask(desk, self._asked, folder, order.device)
         sent = time.monotonic()
-        code = None
+        code, fault = None, ""
         while code is None:
             time.sleep(_LOOK_AGAIN)
             if order.id in self._stopped:
                 code = -9
                 break
             ended = process.poll()  # before its answer: it may do both between two looks
-            code = answer(desk, self._asked)
+            try:
+                code = answer(desk, self._asked)
+            except ValueError as error:
+                code, fault = 1, f"{error}\n"
             code = ended if code is None else code
             if sender is not None and time.monotonic() - sent > _BETWEEN:
                 sender.send()
@@ -178,7 +182,7 @@ class _Host:
             self._end()  # what a failure left behind in it would be the next job's
         if sender is not None:
             sender.send()
-        return _Result(code=code, log=tail_of(log, _LOG_BYTES))
+        return _Result(code=code, log=tail_of(log, _LOG_BYTES) + fault)
 
     def _start(self) -> Process:
         self._processes += 1
@@ -288,7 +292,7 @@ class Ray:
         """See `Launcher.start`."""
         self._check_memory(job.limits.memory)
         folder = folder.resolve()
-        url = self._send(folder)
+        url = self._send(folder, job)
         order = _Order(
             id=uuid.uuid4().hex,
             folder=str(folder),
@@ -311,7 +315,7 @@ class Ray:
             self._ray.kill(handle.actor)
         self._idle, self._busy, self._coming = [], [], []
         for base in self._used.values():
-            with suppress(OSError, UserError):
+            with suppress(Exception):  # each store has errors of its own
                 Remote(f"{base}/{self._session}").remove()
 
     def take(self, task: _Task) -> _Handle | None:
@@ -374,10 +378,23 @@ class Ray:
             )
         self._resources["memory"] = most
 
-    def _send(self, folder: Path) -> str | None:
-        """Sends a job directory; where to, or None where it is seen as it is."""
+    def _send(self, folder: Path, job: Job) -> str | None:
+        """Sends a job directory; where to, or None where it is seen as it is.
+
+        Raises:
+            UserError: it cannot be sent, or images that were staged beside it would have to be.
+        """
         if self._shared is None:
             return None
+        if any(
+            Path(name).resolve() == folder.with_name(f"{folder.name}.images") for name in job.files
+        ):
+            raise UserError(
+                "Job directories that travel through --shared take no images along, which encoders "
+                "and task metrics read.",
+                hint="Let them work here (--executor NAME=here), or leave --shared out where all "
+                "machines see the project's folder.",
+            )
         above = str(folder.parent)
         try:
             if above not in self._used:
@@ -391,9 +408,12 @@ class Ray:
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     remote.send(path, path.relative_to(folder).as_posix())
-        except (OSError, EOFError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # each store has errors of its own, such as ftplib's
             raise UserError(
-                f"Nothing can be written to {without_secret(self._shared)}: {error}",
+                f"Nothing can be written to {without_secret(self._shared)}: "
+                f"{told(error, self._shared)}",
                 hint="Name another place with --shared, which this machine may write to.",
             ) from error
         return url
@@ -416,6 +436,9 @@ class _Task:
 
         Raises:
             UserError: its machine does not see the folder, or lacks what the plugin needs.
+            Refused: it left what no worker writes.
+            ChexGenBenchError: what it made cannot be copied to here.
+            OSError: the disk of this command is full or broken.
         """
         if self._code is not None:
             return self._code
@@ -443,7 +466,7 @@ class _Task:
             return
         asked = self._handle.actor.stop.remote(self._order.id)
         self._ray.wait([asked, self._reply], num_returns=2, timeout=_ENDS)
-        with suppress(ChexGenBenchError):
+        with suppress(ChexGenBenchError, OSError):
             self._settle(self._handle)
 
     def _settle(self, handle: _Handle) -> int:
@@ -485,18 +508,20 @@ class _Mirror(threading.Thread):
                 fetcher.fetch()
             fetcher.fetch()
             Remote(self._url).remove()
-        except (OSError, EOFError, ChexGenBenchError) as error:
+        except Exception as error:  # whatever it is, `check` says it
             self._fault = error
 
     def check(self) -> None:
         """Raises what went wrong."""
-        if isinstance(self._fault, ChexGenBenchError):
+        if self._fault is None:
+            return
+        if isinstance(self._fault, Refused) or is_disk_fault(self._fault):
             raise self._fault
-        if self._fault is not None:
-            raise ChexGenBenchError(
-                f"{without_secret(self._url)} cannot be read: {self._fault}",
-                hint="Repeat the same command to go on.",
-            ) from self._fault
+        # No bad input, whoever says so: the job was sent there a moment ago.
+        raise ChexGenBenchError(
+            f"{without_secret(self._url)} cannot be read: {told(self._fault, self._url)}",
+            hint="Repeat the same command to go on.",
+        ) from self._fault
 
     def close(self) -> None:
         """Copies what is left, once the worker has ended."""

@@ -51,6 +51,9 @@ _LABEL = "chexgenbench."
 _ANSWER = 60.0
 """Seconds that a runtime may take to answer a question."""
 
+_BEFORE = 1_000_000
+"""Bytes within which a runtime has said what it has to say before a container starts."""
+
 _BETWEEN_LINES = 10.0
 _LITTLE_DISK = 100_000_000
 
@@ -63,8 +66,14 @@ _PASSED = (
     "CUDA_DEVICE_ORDER",
 )
 
+_BEGUN = b"\x02\n"
+"""The first that a container says once it has started: a line that shows nothing."""
+
 _SUPERVISOR = f"""\
-import os, subprocess, sys, threading
+import ctypes, os, subprocess, sys, threading
+if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0):  # PR_SET_DUMPABLE: what no other process looks into
+    sys.exit("the container's first process cannot be closed to its worker")
+os.write(1, {_BEGUN!r})
 def watch():
     while os.read(0, 4096):
         pass
@@ -92,8 +101,9 @@ elif code - {DISK_FAULT} in (5, 28, 30, 122):
 sys.stdout.flush()
 os._exit(128 - code if code < 0 else 1 if 125 <= code <= 127 else code)
 """
-"""The container's first process. The kernel ends all others with it, and none of them can kill it,
-so a worker that hangs does not outlive the command. The codes 125 to 127 are the runtime's own."""
+"""The container's first process. The kernel ends all others with it, and none of them can kill or
+change it, so a worker that hangs does not outlive the command, and no worker says what the codes
+125 to 127 say, which are the runtime's own."""
 
 
 @dataclass(frozen=True)
@@ -538,21 +548,25 @@ class Containers:
         folder = folder.resolve()
         name = f"chexgenbench-{uuid.uuid4().hex[:12]}"
         user = user_of(self._runtime)
-        mounts = mounts_of(job, readable_by_all=user is not None and user[0] != os.getuid())
         # What lies there already is the worker's orders: no use to anybody once it can change them,
         # and some are hard links to files of the platform.
         orders = sorted(folder.iterdir())
         own = [(folder, folder, True), *((path, path, False) for path in orders)]
         if user is not None and os.getuid() == 0:
-            for path in (folder, *orders):
-                if path.is_dir() or path.stat().st_nlink == 1:
-                    os.chown(path, *user)
+            # The images staged for it too, which nobody else is to read.
+            stage = folder.with_name(f"{folder.name}.images")
+            for path in (folder, *folder.rglob("*"), stage, *stage.rglob("*")):
+                with suppress(FileNotFoundError):
+                    if path.is_dir() or path.stat().st_nlink == 1:
+                        os.chown(path, *user, follow_symlinks=False)
             # An image's own /root is closed, and root's files are to be found below it. What is
             # mounted there gets its place in this folder, which the worker cannot write to.
             open_root = folder.with_name(f".{folder.name}.root")
             open_root.mkdir()
             open_root.chmod(0o755)
             own.append((open_root, Path("/root"), True))
+        another = user is not None and user[0] != os.getuid()
+        mounts = mounts_of(job, reader=user[0] if user is not None and another else None)
         all_mounts = [*own, *((source, target, False) for source, target in mounts)]
         share = len(self.places)
         text = command_of(
@@ -587,6 +601,9 @@ class _Container(Process):
         if code is None:
             return None
         if 125 <= code <= 127:
+            with suppress(OSError), self._log.open("rb") as log:
+                if _BEGUN in log.read(_BEFORE):
+                    return 1  # it was started, whatever became of it
             said = last_line(self._log) or f"exit code {code}"
             raise UserError(f"{self._command} cannot start a container: {said}")
         if is_disk_fault(disk_fault(code)) and _free_bytes(self._folder) > _LITTLE_DISK:
@@ -627,14 +644,18 @@ def user_of(runtime: Runtime) -> tuple[int, int] | None:
     return os.getuid(), os.getgid()
 
 
-def mounts_of(job: Job, *, readable_by_all: bool = False) -> list[tuple[Path, Path]]:
+def mounts_of(job: Job, *, reader: int | None = None) -> list[tuple[Path, Path]]:
     """What a worker reads, as pairs: where it is here, and where it is in the container.
 
-    Hubs keep files as links into a folder beside: what a link leads to is there under the name
-    that the link says.
+    A path that the job names may be a link: what it leads to is there under its name. Links below
+    it may be anybody's who made the folder, and are followed within it alone. Hubs keep files as
+    links into a folder beside, which counts as within.
+
+    Args:
+        reader: the user's number that must be able to read all of it; None: whoever asks.
 
     Raises:
-        UserError: a file is not there, or, where everybody must be able to, cannot be read.
+        UserError: a file is not there, a link leads elsewhere, or the reader cannot read a file.
     """
     found: dict[Path, Path] = {}
     for name in job.files:
@@ -642,15 +663,23 @@ def mounts_of(job: Job, *, readable_by_all: bool = False) -> list[tuple[Path, Pa
         if not path.exists():
             raise UserError(f"{path}, which the worker needs, is missing.")
         found[path] = path.resolve()
+        allowed = [found[path], *_hub_of(found[path])]
+        named = _hub_of(path.parent.resolve() / path.name)
         below = path.rglob("*") if path.is_dir() else ()
         for each in (path, *below):
-            if each.is_symlink() and each != path:
-                if not each.exists():
-                    continue
+            inside = allowed if each != path else named
+            if each.is_symlink() and inside and each.exists():
+                place = each.resolve()
+                if not any(place.is_relative_to(folder) for folder in inside):
+                    raise UserError(
+                        f"{each} is a link that leads out of its folder, to {place}, and a "
+                        "container is not shown what lies elsewhere.",
+                        hint="Where the worker should have that file, put it there, not a link.",
+                    )
                 target = Path(os.path.normpath(each.parent / each.readlink()))
-                if not target.is_relative_to(path):
-                    found[target] = each.resolve()
-            if readable_by_all and not _everybody_reads(each):
+                if each != path and not target.is_relative_to(path):
+                    found[target] = place
+            if reader is not None and not _reads(reader, each):
                 raise UserError(
                     f"{each} can be read by its owner only, and a container works as another user.",
                     hint=f"chmod -R a+rX '{path}'",
@@ -658,9 +687,20 @@ def mounts_of(job: Job, *, readable_by_all: bool = False) -> list[tuple[Path, Pa
     return [(source, target) for target, source in found.items()]
 
 
-def _everybody_reads(path: Path) -> bool:
-    mode = path.stat().st_mode
-    return bool(mode & 0o004) and (not path.is_dir() or bool(mode & 0o001))
+def _hub_of(path: Path) -> list[Path]:
+    """The folders of a hub's repository that a resolved path of its snapshots may lead into; none
+    where it is no such path."""
+    for above in path.parents:
+        blobs = above.with_name("blobs") if above.name == "snapshots" else None
+        if blobs is not None and blobs.is_dir() and not blobs.is_symlink():
+            return [above, blobs]
+    return []
+
+
+def _reads(user: int, path: Path) -> bool:
+    facts = path.stat()
+    mode = facts.st_mode >> 6 if facts.st_uid == user else facts.st_mode
+    return bool(mode & 0o4) and (not path.is_dir() or bool(mode & 0o1))
 
 
 def command_of(

@@ -188,15 +188,15 @@ def run_errands(
 
 @contextmanager
 def folder_of_command(root: Path) -> Iterator[Path]:
-    """A folder for this command's job directories, removed at the end, and by the next command
-    where this one is killed."""
+    """A folder for this command's job directories, which no other user reads: some hold patients'
+    images. Removed at the end, and by the next command where this one is killed."""
     root.mkdir(parents=True, exist_ok=True)
     for left in root.iterdir():
         with suppress(OSError), (left / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(left)
     own = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
-    own.mkdir()
+    own.mkdir(mode=0o700)
     with (own / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -207,14 +207,15 @@ def folder_of_command(root: Path) -> Iterator[Path]:
 
 def staged(folder: Path, paths: Sequence[Path]) -> list[Path]:
     """The files under names of their own in the folder: those alone, for a worker that must not
-    see the folders that they come from. Hard links where that is possible, else copies."""
-    folder.mkdir()
+    see the folders that they come from, and for nobody else. Hard links where that is possible,
+    else copies."""
+    folder.mkdir(mode=0o700)
     result: list[Path] = []
     for number, path in enumerate(paths):
         target = folder / f"{number:07d}{path.suffix.lower()}"
         try:
             source = path.resolve(strict=True)
-            # Another user of the system reads them there, and a link has its file's permissions.
+            # A worker that is another user is given the copies; a link has its file's permissions.
             if source.stat().st_mode & 0o004:
                 os.link(source, target)
             else:
@@ -222,7 +223,7 @@ def staged(folder: Path, paths: Sequence[Path]) -> list[Path]:
         except OSError:
             with suppress(FileNotFoundError):  # the worker finds it missing, as one here would
                 shutil.copyfile(path, target)
-                target.chmod(0o644)
+                target.chmod(0o600)
         result.append(target)
     return result
 

@@ -1,23 +1,38 @@
 """A job directory that travels through an fsspec URL, between machines that share no folder.
 
 Object stores replace a file as a whole and promise no order. So whoever writes puts the files first
-and the lines of ``*.jsonl`` that name them last, and whoever reads takes the lines first.
+and the lines of ``*.jsonl`` that name them last, and whoever reads takes the lines first. No other
+file is seen in part: where a store shows what is being written, it has another name until then.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from chexgenbench.errors import UserError
+from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors.border import Refused
-from chexgenbench.files import atomic_path
 
 if TYPE_CHECKING:
     import fsspec
 
 _LINES = ".jsonl"
 _DEEPEST = 4
+_HIDDEN = ".tmp-"
+"""Of the name under which a file is written until it is whole."""
+
+_PART = "part"
+_MOST_LINES = 1_000_000_000
+"""Bytes of a file of lines: far more than a worker writes of any list of requests."""
+
+_LITTLE = 64_000_000
+"""Bytes that stay free on the disk of this command."""
 
 
 class Remote:
@@ -29,33 +44,43 @@ class Remote:
         url: such as ``s3://bucket/folder``, or a path.
 
     Raises:
-        UserError: the URL's protocol is not known here, or its server does not answer.
+        UserError: the URL's protocol is not known here, or its server does not answer or does not
+            let this user in.
     """
 
     def __init__(self, url: str) -> None:
+        from fsspec import AbstractFileSystem
         from fsspec.core import url_to_fs
 
         try:
             found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(
                 url, use_listings_cache=False, skip_instance_cache=True
             )
-        except (ImportError, ValueError, OSError) as error:
+        except Exception as error:  # each store has errors of its own, such as ftplib's
             raise UserError(
-                f"The shared place {without_secret(url)} cannot be used: {error}",
-                hint="Name a folder, or a URL that fsspec knows and has the package for.",
+                f"The shared place {without_secret(url)} cannot be used: {told(error, url)}",
+                hint="Name a folder, or a URL that fsspec knows and has the package for, with the "
+                "name and password that its server asks for.",
             ) from error
         self._fs, self._root = found
+        # Object stores put a file there as a whole, and have no renaming of their own.
+        self._renames = type(self._fs).mv is not AbstractFileSystem.mv
         self._root = self._root.rstrip("/")
 
     def sizes(self) -> dict[str, int]:
-        """Path below the folder to the bytes of each file; empty where there is no folder."""
+        """Path below the folder to the bytes of each file that is whole; empty where there is no
+        folder."""
         self._fs.invalidate_cache()
         try:
             files: dict[str, Any] = self._fs.find(self._root, detail=True)
         except FileNotFoundError:
             return {}
         start = len(self._fs._strip_protocol(self._root).strip("/")) + 1
-        return {name.strip("/")[start:]: int(info["size"] or 0) for name, info in files.items()}
+        return {
+            name.strip("/")[start:]: int(info["size"] or 0)
+            for name, info in files.items()
+            if not name.rpartition("/")[2].startswith(_HIDDEN)
+        }
 
     def read(self, name: str) -> bytes:
         """A file's bytes.
@@ -77,11 +102,24 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fs.get_file(self._at(name), str(path))
 
-    def send(self, path: Path, name: str) -> None:
-        """Copies a file to there."""
+    def send(self, path: Path, name: str, *, again: bool = False) -> None:
+        """Copies a file to there, where it is seen once it is whole.
+
+        Args:
+            again: it was sent before: not every store moves a file onto another.
+        """
         there = self._at(name)
-        self._fs.makedirs(there.rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(str(path), there)
+        above, _, last = there.rpartition("/")
+        self._fs.makedirs(above, exist_ok=True)
+        if not self._renames:
+            self._fs.put_file(str(path), there)
+            return
+        hidden = f"{above}/{_HIDDEN}{last}"
+        self._fs.put_file(str(path), hidden)
+        if again:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(there)
+        self._fs.mv(hidden, there)
 
     def remove(self) -> None:
         """Removes the folder, where it is there."""
@@ -111,7 +149,7 @@ class Sender:
                 facts = path.stat()
                 state = (facts.st_mtime_ns, facts.st_size)
                 if path.is_file() and self._sent.get(name) != state:
-                    self._remote.send(path, name)
+                    self._remote.send(path, name, again=name in self._sent)
                     self._sent[name] = state
             except FileNotFoundError:  # it was there a moment ago
                 continue
@@ -132,42 +170,81 @@ class Fetcher:
         """Fetches what is new since the last call; whether there was something.
 
         Raises:
-            Refused: a file there has a name that leads out of the folder.
+            Refused: a file there has a name that leads out of the folder, or is far larger than a
+                worker's can be.
+            ChexGenBenchError: the disk of this command has not the room for what is there.
+            OSError: that disk is full.
         """
         found = self._sizes()
-        lines: dict[str, bytes] = {}
-        for name in found:
-            if name.endswith(_LINES) and "/" not in name:
-                try:
-                    lines[name] = self._remote.read(name)
-                except FileNotFoundError:  # it is being replaced
+        if not found:
+            return False
+        with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=self._folder) as name:
+            place = Path(name)
+            lines = [name for name in found if _has_lines(name)]
+            for name in lines:
+                self._fetch(name, place / name)
+            if lines:
+                found = self._sizes()
+            for name, size in found.items():
+                if _has_lines(name) or not self._fetch(name, place / _PART):
                     continue
-        if lines:
-            found = self._sizes()
-        for name, size in found.items():
-            if name.endswith(_LINES) and "/" not in name:
-                continue
-            try:
-                self._remote.fetch(name, self._folder / name)
-            except FileNotFoundError:
-                continue
-            self._seen[name] = size
-        for name, data in lines.items():
-            # Less than before is a file that is being replaced.
-            if len(data) > self._seen.get(name, 0):
-                with atomic_path(self._folder / name) as temporary:
-                    temporary.write_bytes(data)
-                self._seen[name] = len(data)
-        return bool(found)
+                (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / _PART).replace(self._folder / name)  # whole: it is read meanwhile
+                self._seen[name] = size
+            for path in place.glob(f"*{_LINES}"):
+                size = path.stat().st_size
+                # Less than before is a file that is being replaced.
+                if size > self._seen.get(path.name, 0):
+                    path.replace(self._folder / path.name)
+                    self._seen[path.name] = size
+        return True
+
+    def _fetch(self, name: str, path: Path) -> bool:
+        """Copies a file from there, unless it is just being replaced."""
+        try:
+            self._remote.fetch(name, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _sizes(self) -> dict[str, int]:
-        """Those of files that are new or have changed."""
+        """Those of files that are new or have changed, which this machine has the room for."""
         found = self._remote.sizes()
         for name in found:
             parts = name.split("/")
             if len(parts) > _DEEPEST or any(part in ("", ".", "..") for part in parts):
                 raise Refused(f"The worker left a file at {name[:200]!r}, which no worker writes.")
-        return {name: size for name, size in found.items() if self._seen.get(name) != size}
+            if _has_lines(name) and found[name] > _MOST_LINES:
+                raise Refused(f"The worker's {name[:200]} has more than {_MOST_LINES} bytes.")
+        new = {name: size for name, size in found.items() if self._seen.get(name) != size}
+        free = shutil.disk_usage(self._folder).free
+        if new and free < _LITTLE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+        if sum(new.values()) > free - _LITTLE:
+            raise ChexGenBenchError(
+                f"The worker has written {sum(new.values()) / 1e9:.1f} GB, and the disk of this "
+                f"command has {free / 1e9:.1f} GB left."
+            )
+        return new
+
+
+def _has_lines(name: str) -> bool:
+    """Whether that is a file of lines, which grows."""
+    return name.endswith(_LINES) and "/" not in name
+
+
+def told(error: BaseException, url: str) -> str:
+    """What a store's error says, without the URL's name and password.
+
+    >>> told(OSError("ftp://name:a%20word@host: no a word"), "ftp://name:a%20word@host/folder")
+    'ftp://***@host: no ***'
+    """
+    text = " ".join((str(error) or type(error).__name__).split())
+    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    word = user.partition(":")[2]
+    for secret in filter(None, (user, unquote(user), word, unquote(word))):
+        text = text.replace(secret, "***")
+    return text
 
 
 def without_secret(url: str) -> str:

@@ -6,6 +6,7 @@ It is asked and answers by files of a folder: ``ask-1.json`` names a job directo
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from chexgenbench.jobs.worker import Kept, end_with_input, run_noting
 SERVER = "chexgenbench.jobs.serve"
 """The module that the process runs."""
 
+_ANSWER_BYTES = 1000
 LOOK_AGAIN = 0.02
 """Seconds between two looks for the next job."""
 
@@ -28,9 +30,21 @@ def ask(desk: Path, number: int, folder: Path, device: str) -> None:
 
 
 def answer(desk: Path, number: int) -> int | None:
-    """The exit code of that job; None while it is at work."""
-    path = desk / f"answer-{number}.json"
-    return int(read_json(path)["code"]) if path.exists() else None
+    """The exit code of that job; None while it is at work.
+
+    Raises:
+        ValueError: what stands there is no answer; a plugin could write it too.
+    """
+    try:
+        with (desk / f"answer-{number}.json").open("rb") as file:
+            code = json.loads(file.read(_ANSWER_BYTES))["code"]
+        if type(code) is int and 0 <= code < 256:
+            return code
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError("The answer of the worker's process is no exit code.")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from chexgenbench.errors import ChexGenBenchError, is_disk_fault
+from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.files import digest, write_json
 from chexgenbench.jobs.generate import hold, work
 from chexgenbench.jobs.job import (
@@ -138,6 +138,11 @@ def run(
     job = read_facts(folder)
     limit(job.limits)
     device = device or job.device
+    if device.partition(":")[0] != job.device:
+        raise UserError(
+            f"The job in {folder} is planned for the device {job.device!r}, not {device!r}.",
+            hint="Which kind of device makes an image is part of what it is known by.",
+        )
     kept = kept or Kept()
     kept.begin(job, device)
     context = job.context_on(device)

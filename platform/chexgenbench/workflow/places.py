@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from chexgenbench.executors import Launcher, ModelSource, Processes, Workplace
 from chexgenbench.jobs.job import Limits
 
 if TYPE_CHECKING:
+    from chexgenbench.executors.cluster import Ray
     from chexgenbench.registry import Plugin
     from chexgenbench.workflow.plan import Options
 
@@ -46,7 +48,7 @@ def place_of(options: Options, plugin: Plugin[Any]) -> Place:
     Without a word of the user, a plugin with an environment of its own works in that: in its venv
     where that was built, else in its container where that was built, else here. ``container`` for
     all leaves encoders and metrics without an environment here: they have no container. A model
-    that reads the training side works here whatever is said for all.
+    that reads the training side works here where ``process`` or ``ray`` is said for all.
 
     Raises:
         UserError: an executor that is not known, or that this model cannot work with; a venv or an
@@ -55,7 +57,9 @@ def place_of(options: Options, plugin: Plugin[Any]) -> Place:
     own: str | None = plugin.spec.environment
     kind = chosen_kind(options.executors, plugin.name)
     if getattr(plugin.spec, "uses_training", False):
-        if f"{plugin.name}={kind}" in options.executors and kind not in ("auto", "here"):
+        named = f"{plugin.name}={kind}" in options.executors and kind not in ("auto", "here")
+        # Who asks for containers does so because of the code: it is not let out by what it says.
+        if named or kind == "container":
             raise UserError(
                 f"The model {plugin.name!r} reads the split's training side, which a job directory "
                 "does not hold.",
@@ -67,6 +71,12 @@ def place_of(options: Options, plugin: Plugin[Any]) -> Place:
     if kind == "container":
         return Place("container", None, own)
     python = python_of(own, options.home.cache, options.home)
+    if kind == "process" and own is not None and python is None:
+        raise UserError(
+            f"The environment {own} of the {plugin.spec.kind} {plugin.name!r} is not built.",
+            hint=f"Build it: chexgenbench env build {own}. Or let it work here, where its packages "
+            f"may be others: --executor {plugin.name}=here",
+        )
     if kind != "auto":
         return Place(cast(Kind, kind), python, own)
     if own is not None and python is None:
@@ -79,15 +89,60 @@ def place_of(options: Options, plugin: Plugin[Any]) -> Place:
 
 def check_places(options: Options, plugins: Sequence[Plugin[Any]], devices: Sequence[str]) -> None:
     """Raises `UserError` where a plugin's place is not there: no runtime, an image that is not
-    built, a cluster that does not answer."""
+    built, a cluster that does not answer or has no such worker, a shared place that cannot be
+    written to."""
+    tried = False
     for plugin in plugins:
         place = place_of(options, plugin)
-        if place.kind == "container" or (place.kind == "ray" and options.address is None):
-            launcher_of(place, options, devices)
-        elif place.kind == "ray":
-            from chexgenbench.executors.cluster import connect
+        if place.kind not in ("container", "ray"):
+            continue
+        if place.kind == "ray" and options.shared is not None and not tried:
+            _try_shared(options.shared)
+            tried = True
+        launcher = launcher_of(place, options, devices)
+        if place.kind == "ray":
+            cast("Ray", launcher)._check_memory(options.memory)
+    kinds = {place_of(options, plugin).kind for plugin in plugins}
+    if plugins and "ray" not in kinds and (options.address or options.shared):
+        option = "--address" if options.address else "--shared"
+        raise UserError(
+            f"{option} is for the executor ray, and nothing in this run works by it.",
+            hint="Say --executor ray as well, or leave it out.",
+        )
+    if plugins and kinds == {"here"} and options.shards is not None:
+        raise UserError(
+            "--shards is for the executors process, container and ray, and all of this run works "
+            "here.",
+            hint="Say --executor as well, or leave it out.",
+        )
 
-            connect(str(options.address))
+
+def _try_shared(url: str) -> None:
+    """Raises `UserError` where a file cannot be left in a shared place, read and removed."""
+    from chexgenbench.executors.mirror import Remote, without_secret
+
+    secret = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    mark = os.urandom(8).hex()
+    try:
+        probe = Remote(f"{url.rstrip('/')}/chexgenbench-{mark}")
+        probe.write("probe", mark.encode())
+        found = probe.read("probe")
+        probe.remove()
+    except UserError:
+        raise
+    except Exception as error:  # each of fsspec's file systems has errors of its own
+        said = str(error) or type(error).__name__
+        for part in (secret, secret.partition(":")[2]):
+            said = said.replace(part, "...") if part else said
+        raise UserError(
+            f"Nothing can be written to {without_secret(url)}: {said}",
+            hint="Name another place with --shared, which this machine may write to.",
+        ) from error
+    if found != mark.encode():
+        raise UserError(
+            f"What was written to {without_secret(url)} is read back as something else.",
+            hint="Name another place with --shared.",
+        )
 
 
 def chosen_kind(executors: Sequence[str], plugin: str) -> str:
