@@ -290,7 +290,7 @@ class Ray:
 
     def start(self, folder: Path, job: Job, device: str, log: Path) -> _Task:
         """See `Launcher.start`."""
-        self._check_memory(job.limits.memory)
+        self.check_memory(job.limits.memory)
         folder = folder.resolve()
         url = self._send(folder, job)
         order = _Order(
@@ -366,7 +366,7 @@ class Ray:
         )
         return _Handle(actor, actor.ready.remote())
 
-    def _check_memory(self, most: int | None) -> None:
+    def check_memory(self, most: int | None) -> None:
         if most is None:
             return
         largest = max((each.get("memory", 0) for each in self._machines), default=0)

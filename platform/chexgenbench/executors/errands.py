@@ -242,7 +242,12 @@ def _start(
 
 def _look(worker: _Worker, timeout: float) -> tuple[bool, ChexGenBenchError | None]:
     """Takes in what a worker has made; whether it works no more, and why not where it failed."""
-    code = worker.running.poll()
+    try:
+        code = worker.running.poll()
+    except UserError:  # of the place, which every worker would meet
+        raise
+    except ChexGenBenchError as error:
+        return True, error
     now = time.monotonic()
     try:
         count = worker.errand.take(worker.folder)

@@ -101,7 +101,7 @@ def check_places(options: Options, plugins: Sequence[Plugin[Any]], devices: Sequ
             tried = True
         launcher = launcher_of(place, options, devices)
         if place.kind == "ray":
-            cast("Ray", launcher)._check_memory(options.memory)
+            cast("Ray", launcher).check_memory(options.memory)
     kinds = {place_of(options, plugin).kind for plugin in plugins}
     if plugins and "ray" not in kinds and (options.address or options.shared):
         option = "--address" if options.address else "--shared"
@@ -119,9 +119,8 @@ def check_places(options: Options, plugins: Sequence[Plugin[Any]], devices: Sequ
 
 def _try_shared(url: str) -> None:
     """Raises `UserError` where a file cannot be left in a shared place, read and removed."""
-    from chexgenbench.executors.mirror import Remote, without_secret
+    from chexgenbench.executors.mirror import Remote, told, without_secret
 
-    secret = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
     mark = os.urandom(8).hex()
     try:
         probe = Remote(f"{url.rstrip('/')}/chexgenbench-{mark}")
@@ -131,11 +130,8 @@ def _try_shared(url: str) -> None:
     except UserError:
         raise
     except Exception as error:  # each of fsspec's file systems has errors of its own
-        said = str(error) or type(error).__name__
-        for part in (secret, secret.partition(":")[2]):
-            said = said.replace(part, "...") if part else said
         raise UserError(
-            f"Nothing can be written to {without_secret(url)}: {said}",
+            f"Nothing can be written to {without_secret(url)}: {told(error, url)}",
             hint="Name another place with --shared, which this machine may write to.",
         ) from error
     if found != mark.encode():
