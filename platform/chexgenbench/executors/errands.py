@@ -27,8 +27,8 @@ from chexgenbench.executors.launch import (
     disk_fault,
     exit_text,
     last_line,
+    log_end,
     printable,
-    tail_of,
 )
 from chexgenbench.executors.processes import ModelSource
 from chexgenbench.jobs.job import Job, Limits, error_path
@@ -44,7 +44,6 @@ _ENDING = 10.0
 _TRIES = 3
 """How often an errand is started without any progress."""
 
-_LOG_SHOWN = 600
 _NOTE_BYTES = 65_536
 _NOTE_TEXT = 4_000
 
@@ -340,8 +339,8 @@ def _after(
     if not isinstance(fault, Refused | UserError) and tries < _TRIES:
         say(f"{fault.message} Another takes its part.")
         return rest, tries
-    tail = tail_of(worker.log, _LOG_SHOWN).strip()
-    shown = "\n".join(f"    {line}" for line in tail.split("\n")) if tail else "    (nothing)"
     hint = f"{fault.hint}\n" if fault.hint else ""
-    failures.append(type(fault)(fault.message, hint=f"{hint}The end of its log:\n{shown}"))
+    failures.append(
+        type(fault)(fault.message, hint=f"{hint}The end of its log:\n{log_end(worker.log)}")
+    )
     return None

@@ -250,6 +250,12 @@ def tail_of(log: Path, most: int) -> str:
     return printable(text)
 
 
+def log_end(log: Path) -> str:
+    """The end of a worker's log, indented, for a message."""
+    tail = tail_of(log, _LOG_SHOWN).strip()
+    return "\n".join(f"    {line}" for line in tail.split("\n")) if tail else "    (nothing)"
+
+
 def printable(text: str) -> str:
     """A text of a worker without control characters, such as a terminal's escapes.
 
@@ -288,6 +294,7 @@ def disk_fault(code: int) -> OSError:
     return OSError(code - DISK_FAULT, os.strerror(code - DISK_FAULT))
 
 
+_LOG_SHOWN = 600
 _LITTLE = 64_000_000
 """Bytes that are free on a disk that is as good as full."""
 

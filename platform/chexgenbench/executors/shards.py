@@ -26,8 +26,8 @@ from chexgenbench.executors.launch import (
     disk_fault,
     exit_text,
     last_line,
+    log_end,
     memory_hint,
-    tail_of,
 )
 from chexgenbench.files import read_json, write_json
 from chexgenbench.jobs.generate import finish
@@ -57,8 +57,6 @@ _CUTS_BEFORE = "calls-0.jsonl"
 
 _ENDING = 10.0
 """Seconds that a worker has for its end once its images are there."""
-
-_LOG_SHOWN = 600
 
 
 @dataclass
@@ -401,9 +399,7 @@ def _after(
     left = cut(worker.work.shard.requests, known, size, 1)
     if fault is None:
         return None
-    tail = tail_of(worker.log, _LOG_SHOWN).strip()
-    shown = "\n".join(f"    {line}" for line in tail.split("\n")) if tail else "    (nothing)"
-    shown = f"The end of its log, {worker.log}:\n{shown}"
+    shown = f"The end of its log, {worker.log}:\n{log_end(worker.log)}"
     message = fault.message
     if isinstance(fault, Refused):
         message = f"{worker} is refused. {message}"

@@ -476,6 +476,11 @@ def _open(home: Home, out: Path) -> tuple[Sharded, Path]:
 
 
 def _read(path: Path) -> Sharded:
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing.",
+            hint="Name the folder that chexgenbench shard wrote job directories to.",
+        )
     values = read_json(path)
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
