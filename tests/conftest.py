@@ -8,9 +8,6 @@ import signal
 import sys
 from pathlib import Path
 
-# A program that tests start, with arguments: not a module to look for doctests in.
-collect_ignore = ["hostile_worker.py"]
-
 # Several workers share the cores; each, and what it starts, computes with its part of them.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -24,6 +21,9 @@ import pytest
 from hypothesis import settings
 
 from desk import Desk, Done
+
+# A program that tests start, with arguments: not a module to look for doctests in.
+collect_ignore = ["hostile_worker.py"]
 
 # A busy machine is no fault of the code: examples have no deadline.
 settings.register_profile("chexgenbench", deadline=None)

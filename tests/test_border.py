@@ -27,7 +27,7 @@ from PIL import Image
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import run_shards
-from chexgenbench.executors.border import Intake, Refused, Shard, read_plain
+from chexgenbench.executors.border import Intake, Refused, Shard, noted, read_plain
 from chexgenbench.executors.launch import LOG_BYTES, Process, keep_ends
 from chexgenbench.files import digest
 from chexgenbench.images import BadImage, read_png
@@ -137,8 +137,8 @@ def others(bench: Bench) -> dict[str, bytes]:
 
 NONE: list[str] = []
 REFUSED: dict[str, str] = {
-    "too few": "ended as if it were done, and images of its shard are missing",
-    "none": "ended as if it were done, and images of its shard are missing",
+    "too few": "ended as if it were done, and a part of its work is missing",
+    "none": "ended as if it were done, and a part of its work is missing",
     "not asked": "an image that was not asked for: 'r999'",
     "of another shard": "an image that was not asked for: 'r5'",
     "outside": "an image that was not asked for: '../../../../outside'",
@@ -287,8 +287,8 @@ DYING = {
     "killed": "ended with signal SIGKILL: the last words",
     "crash": "ended with signal SIGSEGV: the last words",
     "flood": "ended with exit code 3: the last words",
-    "hang": r"made no image for 1 s \(--timeout\) and was ended",
-    "deaf": r"made no image for 1 s \(--timeout\) and was ended",
+    "hang": r"returned nothing for 1 s \(--timeout\) and was ended",
+    "deaf": r"returned nothing for 1 s \(--timeout\) and was ended",
     "note escapes": r"It broke  \[2J  here\.",
     "disk": "ended by a fault of its disk: No space left on device",
 }
@@ -329,7 +329,7 @@ def test_bad_input_that_a_worker_claims_ends_its_shard_and_no_other(bench: Bench
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("big", "written 0.3 GB into its job directory, where 4 images take at most 0.3 GB"),
+        ("big", "written 0.3 GB into its job directory, where its work takes at most 0.3 GB"),
         ("many files", "written more than 10008 files"),
         ("deep", "made folders more than 64 deep"),
     ],
@@ -350,7 +350,7 @@ def test_what_does_no_harm_is_no_fault(bench: Bench, kind: str) -> None:
 
 
 def test_a_worker_that_does_not_end_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chexgenbench.executors.shards._ENDING", 0.3)
+    monkeypatch.setattr("chexgenbench.executors.errands._ENDING", 0.3)
     assert len(bench.run("lingering", timeout=600)) == COUNT
     assert bench.said == []
     assert not any(psutil.pid_exists(each.pid) for each in bench.launcher.started)
@@ -388,7 +388,7 @@ def test_a_worker_that_fills_the_disk_is_ended_and_the_others_go_on(
     tmp_path: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder is measured when the disk is full, if not before."""
-    monkeypatch.setattr("chexgenbench.executors.shards._MEASURE_AGAIN", 600.0)
+    monkeypatch.setattr("chexgenbench.executors.errands._MEASURE_AGAIN", 600.0)
     bench = Bench(tmp_path)
     bench.folder = small_disk(290_000_000) / "generation"
     with pytest.raises(Refused, match=r"written 0\.3 GB into its job directory"):
@@ -539,7 +539,7 @@ def test_whatever_a_worker_writes_is_taken_or_refused(
         known_ids: set[str] = set()
         shard = Shard(batches=[0], requests=requests(2), batch_size=2)
         intake = Intake(work, shard, generation, known_ids, 1)
-        for step in (intake.take, intake.check_size, intake.take, intake.error):
+        for step in (intake.take, intake.take, lambda: noted(work)):
             try:
                 step()
             except Refused as refused:

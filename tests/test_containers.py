@@ -22,8 +22,8 @@ from chexgenbench import environments
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource, containers
 from chexgenbench.executors.containers import Containers, Runtime, find_runtime
-from chexgenbench.executors.errands import folder_of_command, staged
 from chexgenbench.executors.launch import Process
+from chexgenbench.executors.workplace import folder_of_command, staged
 from chexgenbench.generation import Generation, plan_generation, seed_of
 from chexgenbench.jobs.job import GenerateJob, Job, Limits
 from chexgenbench.jobs.manifest import read_manifest
@@ -441,7 +441,7 @@ def test_a_gigabyte_of_output(bench: Bench) -> None:
 def test_a_worker_that_hangs_is_ended_and_what_it_made_is_kept(bench: Bench) -> None:
     generation = bench.plan(act="hang")
     error = bench.fail(generation, timeout=12)
-    assert "made no image for 12 s" in error.message
+    assert "returned nothing for 12 s" in error.message
     assert sorted(read_manifest(generation.folder)) == ["r0", "r1"]
     assert left(bench.folder) == []
 

@@ -21,9 +21,9 @@ from PIL import Image
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource, Processes, Workplace, run_task
 from chexgenbench.executors.border import Refused
-from chexgenbench.executors.errands import folder_of_command, staged
 from chexgenbench.executors.launch import Process
 from chexgenbench.executors.task_metrics import TaskFailed, parse_result
+from chexgenbench.executors.workplace import folder_of_command, staged
 from chexgenbench.features import extract, plan_encoder
 from chexgenbench.features.extract import EncoderPlan, read_texts
 from chexgenbench.files import sha256_file
@@ -404,12 +404,15 @@ LIES = {
     "other as bad": ("(folder / 'bad.jsonl').write_text('{\"key\": \"a\"}\\n')", "not asked for"),
     "bad is a link": ("(folder / 'bad.jsonl').symlink_to(secret)", "symbolic link"),
     "error is a link": ("(folder / 'worker-0.error.json').symlink_to(secret); 1 / 0", "symbolic"),
-    "error is no note": ("(folder / 'worker-0.error.json').write_text('[]'); 1 / 0", "error note"),
+    "error is no note": (
+        "(folder / 'worker-0.error.json').write_text('[]'); 1 / 0",
+        "json has a fault",
+    ),
     "dies": ("os.kill(os.getpid(), 11)", "SIGSEGV"),
     "says that the disk is full": ("os._exit(64 + 28)", "fault of its disk"),
     "fills the disk": (
         "[(folder / str(i)).touch() for i in range(12000)]; time.sleep(60)",
-        "files are allowed",
+        "written more than 10036 files",
     ),
 }
 

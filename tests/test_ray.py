@@ -249,6 +249,30 @@ def test_a_machine_that_is_lost(cluster: RayCluster, bench: Bench) -> None:
     assert any("lost" in text and "Another takes its part" in text for text in bench.said)
 
 
+def test_the_last_machine_that_fits_is_lost(
+    cluster: RayCluster, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself would wait for another for ever."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr("chexgenbench.executors.cluster._GONE", 3.0)
+    victim = cluster.add(cpus=3)
+    generation = bench.plan("alone", together=3, seconds=0.4)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if done >= 6 and victim.poll() is None:
+            kill(victim.pid)
+
+    with (
+        closing(Ray(cluster.address)) as launcher,
+        pytest.raises(UserError, match="No machine of the Ray cluster that a worker fits on"),
+    ):
+        bench.run(generation, launcher=launcher, advance=advance)
+    assert len(read_manifest(generation.folder)) == done >= 6
+
+
 @pytest.mark.parametrize("whom", ["host", "process"])
 def test_a_worker_that_is_killed(cluster: RayCluster, bench: Bench, whom: str) -> None:
     """The actor that Ray started, or the process that the actor started: another goes on."""

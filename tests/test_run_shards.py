@@ -143,7 +143,7 @@ class Bench:
 
     def lost(self) -> list[str]:
         """What was said of workers that were lost."""
-        return [text for text in self.said if not text.startswith("no image for")]
+        return [text for text in self.said if not text.startswith("nothing for")]
 
     def starts(self, name: str) -> int:
         """How often the model was made."""
@@ -302,7 +302,7 @@ def test_a_daemon_of_a_worker_ends_with_it(bench: Bench) -> None:
     marks = bench.folder / "marks-daemon"
     assert bench.run(bench.plan("daemon", fault="daemon"), timeout=20.0) == bench.whole()
     (lost,) = bench.lost()
-    assert "made no image for 20 s (--timeout) and was ended" in lost
+    assert "returned nothing for 20 s (--timeout) and was ended" in lost
     assert not alive(marks)
 
 

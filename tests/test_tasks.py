@@ -84,8 +84,9 @@ class Gap(TaskMetric):
         return TaskResult(
             scores=[
                 TaskScore(
-                    name=name, estimate=Estimate(value, reason="none derived"), n_real=len(real),
-                    n_fake=len(made), control=2.0, excess=Estimate(value - 2.0, 0.1, -9.0, 9.0),
+                    name=name, estimate=Estimate(value, reason="none derived"),
+                    n_real=None if fault == "count" else len(real), n_fake=len(made),
+                    control=2.0, excess=Estimate(value - 2.0, 0.1, -9.0, 9.0),
                 ),
                 TaskScore(name="gap", variant="edema", subset="Edema", estimate="no such rows"),
             ],
@@ -198,6 +199,7 @@ def test_the_same_again_makes_nothing_and_another_metric_makes_no_image_again(
         ("skip", "skipped", "not today"),
         ("nan", "failed", "ValueError: it returned nan for 'gap'"),
         ("name", "failed", "ValueError: it returned 'gape', which it does not declare"),
+        ("count", "failed", "TypeError: TaskScore 'gap': n_real is None and no count"),
         ("pairs", "failed", "ValueError: the pairs 'nearest_training' name images"),
     ],
 )

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -565,6 +565,9 @@ class TaskScore:
         control: what the same procedure says where there is nothing to find (stored as ``floor``).
         excess: the value less its control with a paired interval, where it has a control.
         n_real, n_fake: real and generated images that it was taken from.
+
+    Raises:
+        TypeError: one of them is no count.
     """
 
     name: str
@@ -575,6 +578,12 @@ class TaskScore:
     excess: Estimate | None = None
     n_real: int = 0
     n_fake: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_real", "n_fake"):
+            count = getattr(self, name)
+            if not isinstance(count, SupportsIndex) or count.__index__() < 0:
+                raise TypeError(f"TaskScore {self.name!r}: {name} is {count!r} and no count.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

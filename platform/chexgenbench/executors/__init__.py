@@ -1,11 +1,11 @@
 """Where jobs run: this machine's processes, other interpreters, containers, clusters."""
 
 from chexgenbench.executors.encoding import encode_elsewhere
-from chexgenbench.executors.errands import Workplace
 from chexgenbench.executors.launch import Launcher, Processes
 from chexgenbench.executors.processes import ModelSource, run_workers
 from chexgenbench.executors.shards import run_shards
 from chexgenbench.executors.task_metrics import TaskFailed, run_task
+from chexgenbench.executors.workplace import Workplace
 
 __all__ = [
     "Launcher",

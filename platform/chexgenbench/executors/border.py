@@ -166,13 +166,6 @@ class Intake:
         self._processes: set[str] = set()
         self._cuts: dict[int, int] = {}
         self.rows: list[ManifestRow] = []
-        n = len(shard.requests)
-        each = LARGEST_MADE if n < 100 else 2048 * 2048
-        # An image of noise in colours, uncompressed, and what a plugin may leave beside it.
-        self.most_bytes = _SLACK_BYTES + sum(
-            _png_bytes(request.size**2 if request.size else each) for request in shard.requests
-        )
-        self.most_files = 2 * n + _SLACK_FILES
 
     def take(self) -> None:
         """Takes what is there since the last call; `rows` then has all that was taken.
@@ -181,18 +174,9 @@ class Intake:
             Refused: the worker wrote something else than it was asked for. Images before it
                 are taken.
         """
-        with self._top() as top:
+        with _present(self._folder) as top:
             while self._take_some(top):
                 pass
-
-    @contextmanager
-    def _top(self) -> Iterator[int]:
-        with ExitStack() as stack:
-            try:
-                top = stack.enter_context(_opened(self._folder))
-            except FileNotFoundError as error:
-                raise Refused("The worker's job directory is gone.") from error
-            yield top
 
     def _take_some(self, top: int) -> bool:
         """Takes what the next part of the manifest names; False where it says nothing new."""
@@ -235,35 +219,6 @@ class Intake:
     def complete(self) -> bool:
         """Whether every image of the shard is there."""
         return not self._left
-
-    def error(self) -> ChexGenBenchError | None:
-        """The error that the worker noted, its text made harmless; None where it noted none.
-
-        Raises:
-            Refused: the note is something else.
-        """
-        name = error_path(Path(), 0).name
-        with self._top() as top:
-            try:
-                data = _content(name, top, _NOTE_BYTES)
-            except FileNotFoundError:
-                return None
-        note = _parse(_Note, _json(data, name), name)
-        kind = UserError if note.user else ChexGenBenchError
-        return kind(printable(note.message), hint=printable(note.hint or "") or None)
-
-    def check_size(self) -> None:
-        """Raises `Refused` where the job directory holds more than its images can need."""
-        size, files = usage(self._folder, self.most_files)
-        if files > self.most_files:
-            raise Refused(
-                f"The worker has written more than {self.most_files} files into its job directory."
-            )
-        if size > self.most_bytes:
-            raise Refused(
-                f"The worker has written {size / 1e9:.1f} GB into its job directory, where "
-                f"{len(self._shard.requests)} images take at most {self.most_bytes / 1e9:.1f} GB."
-            )
 
     def _lines(self, top: int, name: str) -> list[bytes]:
         """The next whole lines of a file, without their ends."""
@@ -437,6 +392,32 @@ def read_plain(folder: Path, name: str, most: int) -> bytes:
         return _content(name, top, most)
 
 
+def noted(folder: Path) -> ChexGenBenchError | None:
+    """The error that a worker noted, its text made harmless; None where it noted none.
+
+    Raises:
+        Refused: the note is something else.
+    """
+    name = error_path(Path(), 0).name
+    with _present(folder) as top:
+        try:
+            data = _content(name, top, _NOTE_BYTES)
+        except FileNotFoundError:
+            return None
+    note = _parse(_Note, _json(data, name), name)
+    kind = UserError if note.user else ChexGenBenchError
+    return kind(printable(note.message), hint=printable(note.hint or "") or None)
+
+
+def most_of(shard: Shard) -> tuple[int, int]:
+    """The bytes and files that the job directory of a shard may hold."""
+    n = len(shard.requests)
+    each = LARGEST_MADE if n < 100 else 2048 * 2048
+    # An image of noise in colours, uncompressed, and what a plugin may leave beside it.
+    images = (_png_bytes(asked.size**2 if asked.size else each) for asked in shard.requests)
+    return _SLACK_BYTES + sum(images), _SLACK_FILES + 2 * n
+
+
 def remove(folder: Path) -> None:
     """Removes a job directory, as far as it can be, whatever its worker made of it."""
     try:
@@ -486,6 +467,16 @@ def _opened(folder: Path) -> Iterator[int]:
         yield top
     finally:
         os.close(top)
+
+
+@contextmanager
+def _present(folder: Path) -> Iterator[int]:
+    with ExitStack() as stack:
+        try:
+            top = stack.enter_context(_opened(folder))
+        except FileNotFoundError as error:
+            raise Refused("The worker's job directory is gone.") from error
+        yield top
 
 
 def _open(name: str, flags: int, top: int) -> int:

@@ -50,6 +50,9 @@ _HEALTHY = 20.0
 _APPEARS = 15.0
 """Seconds until a folder that another machine made is seen: network file systems lag behind."""
 
+_GONE = 300.0
+"""Seconds for which no machine of a cluster may be there that a worker fits on."""
+
 _ENDS = 15.0
 """Seconds that a host has to end its process before Ray ends the host."""
 
@@ -57,6 +60,7 @@ _BETWEEN = 1.0
 """Seconds between two copies of what is new, where job directories travel by a URL."""
 
 _LOOK_AGAIN = 0.05
+_LOOK_FOR_MACHINES = 2.0
 _LOG_BYTES = 100_000
 _FAILED_STARTS = 5
 
@@ -275,6 +279,7 @@ class Ray:
         # Inside a worker the one GPU that it sees has number 0.
         self.places: Sequence[str] = ["cuda:0" if kind == "cuda" else kind] * places
         self._machines = machines
+        self._seen = self._looked = time.monotonic()
         self._interpreter = str(interpreter) if interpreter else None
         # The count of threads can change the last bit of an image on a CPU.
         self._variables = {name: os.environ.get(name) for name in _THREADS}
@@ -341,6 +346,7 @@ class Ray:
             self._busy.append(handle)
             self._waiting.remove(task)
             return handle
+        self._check_machines()
         there = len(self._coming) + len(self._busy)
         if there < len(self.places) and len(self._coming) < len(self._waiting):
             self._coming.append(self._host())
@@ -377,6 +383,27 @@ class Ray:
                 hint="Lower --memory, or start Ray with more there (ray start --memory).",
             )
         self._resources["memory"] = most
+
+    def _check_machines(self) -> None:
+        """Raises `UserError` where the cluster has had no machine for a worker for long: Ray itself
+        would wait for one for ever."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_FOR_MACHINES:
+            return
+        if now - self._looked > 10 * _LOOK_FOR_MACHINES:  # nobody waited for one meanwhile
+            self._seen = now
+        self._looked = now
+        needed = {"CPU": self._resources["num_cpus"], "GPU": self._resources.get("num_gpus", 0)}
+        there = [dict(node["Resources"]) for node in self._ray.nodes() if node["Alive"]]
+        if any(all(each.get(k, 0) >= n for k, n in needed.items()) for each in there):
+            self._seen = now
+        elif now - self._seen > _GONE:
+            raise UserError(
+                f"No machine of the Ray cluster that a worker fits on has been there for "
+                f"{now - self._seen:.0f} s.",
+                hint="Start machines (ray start --address ...) and repeat the same command: what "
+                "was made is kept.",
+            )
 
     def _send(self, folder: Path, job: Job) -> str | None:
         """Sends a job directory; where to, or None where it is seen as it is.

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chexgenbench.executors.border import Refused, read_plain
-from chexgenbench.executors.errands import (
-    Errand,
-    Workplace,
-    folder_of_command,
-    run_errands,
-    staged,
-)
+from chexgenbench.executors.errands import Errand, run_errands
+from chexgenbench.executors.workplace import Workplace, folder_of_command, staged
 from chexgenbench.images import BadImage, read_image
 from chexgenbench.jobs.features import BAD, part_name, write_encode_job
 from chexgenbench.jobs.job import EncodeJob
@@ -119,6 +114,7 @@ class _Encoding(Errand):
         self._parts = [0 for _ in job.encoders]
         self._seen: list[set[str]] = [set() for _ in job.encoders]
         self._bad = self._bad_bytes = 0  # images that cannot be decoded; how much was read
+        self.taken = 0
         width = sum(sum(each.outputs.values()) for each in job.encoders)
         self._row_bytes = 4 * max((sum(e.outputs.values()) for e in job.encoders), default=0)
         self.name = f"encode-{job.side}"
@@ -126,7 +122,8 @@ class _Encoding(Errand):
         self.most_bytes = len(items) * (4 * width + 2 * _BAD_LINE_BYTES) + _SLACK_BYTES
         self.most_files = len(items) * len(job.encoders) + _SLACK_FILES
 
-    def write(self, folder: Path) -> EncodeJob:
+    def write(self, folder: Path, number: int) -> EncodeJob:
+        folder.mkdir()
         items, files = self._items, self._job.files
         if self._stage and self._job.side == "images":
             place = folder.with_name(f"{folder.name}.images")
@@ -137,12 +134,11 @@ class _Encoding(Errand):
         write_encode_job(folder, job, items)
         return job
 
-    def take(self, folder: Path) -> int:
-        count = 0
+    def take(self, folder: Path) -> None:
         for number in range(len(self._parts)):
-            while (taken := self._take_part(folder, number)) is not None:
-                count += taken
-        return count + self._take_bad(folder)
+            while self._take_part(folder, number):
+                pass
+        self._take_bad(folder)
 
     def gained(self) -> bool:
         return any(self._seen) or self._bad > 0
@@ -154,7 +150,7 @@ class _Encoding(Errand):
             for key in self._asked
         )
 
-    def rest(self, folder: Path) -> _Encoding:
+    def rest(self) -> _Encoding:
         lost, known = self._returned.lost, self._returned.known
         # Parts are whole batches of each encoder; one that is ahead waits for the others.
         left = [
@@ -164,15 +160,15 @@ class _Encoding(Errand):
         ]
         return _Encoding(self._job, left, self._returned, stage=self._stage)
 
-    def _take_part(self, folder: Path, number: int) -> int | None:
-        """How many rows the next part of an encoder has; None where it is not there yet."""
+    def _take_part(self, folder: Path, number: int) -> bool:
+        """Takes the next part of an encoder's features; False where it is not there yet."""
         encoder = self._job.encoders[number]
         name = part_name(number, self._parts[number] + 1)
         most = len(self._items) * (self._row_bytes + 600) + _HEADER_BYTES
         try:
             data = read_plain(folder, name, most)
         except FileNotFoundError:
-            return None
+            return False
         keys, outputs = parse_features(data, name, encoder.outputs)
         known, seen = self._returned.known[number], self._seen[number]
         for key in keys:
@@ -192,19 +188,19 @@ class _Encoding(Errand):
             known.update(names)
             if number == 0:
                 self._returned.advance(len(names))
-        return len(keys)
+        self.taken += len(keys)
+        return True
 
-    def _take_bad(self, folder: Path) -> int:
+    def _take_bad(self, folder: Path) -> None:
         """The images that the worker could not decode; each is tried here, whatever it said."""
         try:
             if (folder / BAD).lstat().st_size == self._bad_bytes:
-                return 0
+                return
             data = read_plain(folder, BAD, len(self._items) * 2 * _BAD_LINE_BYTES)
         except FileNotFoundError:
-            return 0
+            return
         lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
         self._bad_bytes = len(data)
-        count = 0
         for line in lines:
             try:
                 key = json.loads(line)["key"]
@@ -220,13 +216,12 @@ class _Encoding(Errand):
                 self._returned.lost.add(key)
                 self._returned.bad(key, error)
                 self._returned.advance(1)
-                count += 1
+                self.taken += 1
                 self._bad += 1
             else:
                 raise Refused(
                     f"The worker says that {key[:80]} cannot be decoded, and here it can."
                 )
-        return count
 
 
 def parse_features(

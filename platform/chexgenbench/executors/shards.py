@@ -9,29 +9,18 @@ lets through.
 from __future__ import annotations
 
 import shutil
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
-from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
-from chexgenbench.executors.border import Intake, Refused, Shard, remove
-from chexgenbench.executors.launch import (
-    Launcher,
-    Running,
-    check_disk,
-    disk_fault,
-    exit_text,
-    last_line,
-    log_end,
-    memory_hint,
-)
+from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.executors.border import Intake, Shard, most_of, remove
+from chexgenbench.executors.errands import Errand, run_errands
+from chexgenbench.executors.launch import Launcher
 from chexgenbench.files import read_json, write_json
 from chexgenbench.jobs.generate import finish
-from chexgenbench.jobs.job import GenerateJob, Limits, write_job
+from chexgenbench.jobs.job import GenerateJob, write_job
 from chexgenbench.jobs.manifest import (
     Appender,
     Cut,
@@ -39,50 +28,13 @@ from chexgenbench.jobs.manifest import (
     read_calls,
     read_manifest,
 )
-from chexgenbench.jobs.waiting import Silence
 from chexgenbench.types import Request
 
 SHARDS = "shards"
 """The folder of the job directories in the generation's folder."""
 
-_LOOK_AGAIN = 0.1
-_MEASURE_AGAIN = 2.0
-"""Seconds between two looks at what workers have made, and at how much they have written."""
-
-_TRIES = 3
-"""How often a shard is started without making an image."""
-
 _CUTS_BEFORE = "calls-0.jsonl"
 """The part of a job directory's `CALLS` that says how earlier workers cut its batches."""
-
-_ENDING = 10.0
-"""Seconds that a worker has for its end once its images are there."""
-
-
-@dataclass
-class _Work:
-    """A shard, how often it was tried, and why the last try failed."""
-
-    shard: Shard
-    tries: int = 0
-    fault: ChexGenBenchError | None = None
-
-
-@dataclass
-class _Worker:
-    number: int
-    work: _Work
-    folder: Path
-    device: str
-    log: Path
-    running: Running
-    intake: Intake
-    limits: Limits
-    last: float = field(default_factory=time.monotonic)
-    measure_at: float = field(default_factory=lambda: time.monotonic() + _MEASURE_AGAIN)
-
-    def __str__(self) -> str:
-        return f"worker {self.number} on {self.device}"
 
 
 def run_shards(
@@ -99,9 +51,7 @@ def run_shards(
     """Makes the images that are not there yet by workers that a launcher starts.
 
     The caller holds the folder (`jobs.generate.hold`). What workers of a killed command left is
-    taken in first. A worker that dies, hangs or returns what it was not asked for loses its shard,
-    and ends neither the others nor the command, whatever it says: what of the shard was good is
-    kept, and what is missing goes to another worker, unless it was refused or is bad input.
+    taken in first. What becomes of a worker that dies, hangs or lies: see `run_errands`.
 
     Args:
         job: its `n_requests` and `batches` aside, what each shard's job says.
@@ -124,73 +74,67 @@ def run_shards(
     wanted = {request.id for request in requests}
     advance(len(known & wanted))
     count = shards or launcher.shards_a_place * len(launcher.places)
-    parts = cut(requests, known, job.batch_size, count)
-    waiting = deque(_Work(part) for part in parts)
-    free = deque(launcher.places)
-    working: list[_Worker] = []
-    failures: list[ChexGenBenchError] = []
-    number = barren = 0  # of workers started, and of those that ended since the last image
-    silence = Silence()
-
-    def end(worker: _Worker, fault: ChexGenBenchError | None) -> None:
-        nonlocal barren
-        worker.running.stop()
-        _take_last(worker, fault)
-        working.remove(worker)
-        free.append(worker.device)
-        barren += not worker.intake.rows
-        more = _after(worker, fault, known, failures, say)
-        if more is not None:
-            waiting.append(more)
-
-    try:
-        while waiting or working:
-            # Where nothing that starts makes an image, no more is started than it takes to know:
-            # the model itself is at fault, or one place whose workers die at once.
-            while waiting and free and barren < _TRIES:
-                number += 1
-                work, place = waiting.popleft(), free.popleft()
-                working.append(_start(job, work, folder, launcher, place, number, known))
-            if not working:
-                failures += [work.fault for work in waiting if work.fault is not None]
-                break
-            time.sleep(_LOOK_AGAIN)
-            before = len(known)
-            for worker in working.copy():
-                try:
-                    ended, fault = _look(worker, timeout)
-                    if ended:
-                        end(worker, fault)
-                except OSError as error:
-                    greedy = [(each, found) for each in working if (found := _greed(each))]
-                    if not is_disk_fault(error) or not greedy:
-                        raise
-                    for each, found in greedy:
-                        end(each, found)
-                    break
-            if len(known) > before:
-                advance(len(known) - before)
-                silence, barren = Silence(), 0
-            if working and silence.due():
-                names = ", ".join(str(worker) for worker in working)
-                say(f"no image for {silence.seconds:.0f} s; waiting for {names} ({launcher.name})")
-    finally:
-        _stop_all(working)
-        for worker in working:
-            with suppress(Refused):
-                worker.intake.take()
+    root.mkdir(exist_ok=True)
+    errands = [
+        _Making(job, part, folder, known, advance)
+        for part in cut(requests, known, job.batch_size, count)
+    ]
+    failures = run_errands(errands, launcher, root, logs=folder, timeout=timeout, say=say)
     if not wanted <= known:
         missing = len(wanted - known)
-        raise failures[0] if failures else ChexGenBenchError(f"{missing} images are missing.")
+        error = failures[0] if failures else ChexGenBenchError(f"{missing} images are missing.")
+        kept = "What was made is kept: the same command goes on."
+        raise type(error)(error.message, hint=f"{error.hint}\n{kept}" if error.hint else kept)
     shutil.rmtree(root, ignore_errors=True)
     return finish(requests, folder)
 
 
-def _stop_all(workers: Sequence[_Worker]) -> None:
-    """Stops each, also where stopping one fails or is interrupted; then raises what was raised."""
-    with ExitStack() as stack:
-        for worker in workers:
-            stack.callback(worker.running.stop)
+class _Making(Errand):
+    """A shard for one worker."""
+
+    name = "shard"
+
+    def __init__(
+        self,
+        job: GenerateJob,
+        shard: Shard,
+        generation: Path,
+        known: set[str],
+        advance: Callable[[int], None],
+    ) -> None:
+        self._job, self._shard, self._generation = job, shard, generation
+        self._known, self._advance = known, advance
+        self._intake: Intake | None = None
+        self.taken = 0
+        self.most_bytes, self.most_files = most_of(shard)
+
+    def write(self, folder: Path, number: int) -> GenerateJob:
+        write_json(_record(folder), list(self._shard.batches))
+        own = write_shard(folder, self._job, self._shard, read_calls(self._generation))
+        self._intake = Intake(folder, self._shard, self._generation, self._known, number)
+        return own
+
+    def take(self, folder: Path) -> None:
+        assert self._intake is not None
+        try:
+            self._intake.take()
+        finally:
+            before, self.taken = self.taken, len(self._intake.rows)
+            if self.taken > before:
+                self._advance(self.taken - before)
+
+    def gained(self) -> bool:
+        return self.taken > 0
+
+    def complete(self) -> bool:
+        return self._intake is not None and self._intake.complete()
+
+    def rest(self) -> _Making:
+        size = self._shard.batch_size
+        (left,) = cut(self._shard.requests, self._known, size, 1)
+        batches = [self._shard.batches[number] for number in left.batches]
+        rest = Shard(batches=batches, requests=left.requests, batch_size=size)
+        return _Making(self._job, rest, self._generation, self._known, self._advance)
 
 
 def cut(requests: Sequence[Request], known: set[str], batch_size: int, count: int) -> list[Shard]:
@@ -286,135 +230,3 @@ def take_in(
 def _record(place: Path) -> Path:
     """The file beside a job directory that says which batches were asked for."""
     return place.with_name(f"{place.name}.json")
-
-
-def _start(
-    job: GenerateJob,
-    work: _Work,
-    folder: Path,
-    launcher: Launcher,
-    device: str,
-    number: int,
-    known: set[str],
-) -> _Worker:
-    place = folder / SHARDS / f"shard-{number:04d}"
-    while place.exists() or place.is_symlink():  # one that could not be removed
-        place = place.with_name(f"{place.name}-again")
-    write_json(_record(place), list(work.shard.batches))
-    own = write_shard(place, job, work.shard, read_calls(folder))
-    # Beside the job directory, not in it: what a worker can write to is never opened for writing.
-    log = folder / f"worker-{number}.log"
-    work.tries += 1
-    intake = Intake(place, work.shard, folder, known, number)
-    running = launcher.start(place, own, device, log)
-    return _Worker(number, work, place, device, log, running, intake, own.limits)
-
-
-def _look(worker: _Worker, timeout: float) -> tuple[bool, ChexGenBenchError | None]:
-    """Takes in what a worker has made; whether it works no more, and why not where it failed."""
-    try:
-        code = worker.running.poll()
-    except UserError:  # of the place, which every worker would meet
-        raise
-    except ChexGenBenchError as error:
-        return True, error
-    begun = time.monotonic()
-    taken = len(worker.intake.rows)
-    try:
-        worker.intake.take()
-    except Refused as error:
-        return True, error
-    if len(worker.intake.rows) > taken or worker.running.waiting:
-        worker.last = time.monotonic()
-    if begun > worker.measure_at:
-        if greed := _greed(worker):
-            return True, greed
-        # At most a twentieth of the time goes into measuring.
-        took = time.monotonic() - begun
-        worker.measure_at = time.monotonic() + max(_MEASURE_AGAIN, 20 * took)
-    silent = time.monotonic() - worker.last
-    if worker.intake.complete():
-        return code is not None or silent > min(_ENDING, timeout), None
-    if code is not None:
-        return True, _failure(worker, code)
-    if silent > timeout:
-        said = f"{worker} made no image for {timeout:.0f} s (--timeout) and was ended."
-        return True, ChexGenBenchError(said)
-    return False, None
-
-
-def _greed(worker: _Worker) -> Refused | None:
-    """The fault of a worker that has written more than its images can need."""
-    try:
-        worker.intake.check_size()
-    except Refused as error:
-        return error
-    return None
-
-
-def _failure(worker: _Worker, code: int) -> ChexGenBenchError:
-    """Why a worker ended before its shard was done.
-
-    Raises:
-        OSError: because the disk of this command is at fault.
-    """
-    try:
-        error = worker.intake.error()
-    except Refused as refused:
-        return refused
-    if error is not None:
-        return error
-    if is_disk_fault(fault := disk_fault(code)):
-        # A worker's word does not end the command, and its disk need not be ours.
-        check_disk(worker.log.parent, fault)
-        return ChexGenBenchError(f"{worker} ended by a fault of its disk: {fault.strerror}.")
-    if code == 0:
-        return Refused("The worker ended as if it were done, and images of its shard are missing.")
-    said = last_line(worker.log)
-    return ChexGenBenchError(f"{worker} ended with {exit_text(code)}: {said or 'it said nothing'}")
-
-
-def _take_last(worker: _Worker, fault: ChexGenBenchError | None) -> None:
-    """Takes what a worker made between the last look and its end."""
-    try:
-        worker.intake.take()
-    except Refused:
-        pass
-    except OSError:
-        if fault is None:
-            raise
-
-
-def _after(
-    worker: _Worker,
-    fault: ChexGenBenchError | None,
-    known: set[str],
-    failures: list[ChexGenBenchError],
-    say: Callable[[str], None],
-) -> _Work | None:
-    """What is left of the shard of a worker that has ended, where another one is to try it."""
-    remove(worker.folder)
-    _record(worker.folder).unlink(missing_ok=True)
-    size = worker.work.shard.batch_size
-    left = cut(worker.work.shard.requests, known, size, 1)
-    if fault is None:
-        return None
-    shown = f"The end of its log, {worker.log}:\n{log_end(worker.log)}"
-    message = fault.message
-    if isinstance(fault, Refused):
-        message = f"{worker} is refused. {message}"
-    hints = [fault.hint, memory_hint(worker.limits, fault.message), shown]
-    hints += ["What was made is kept: the same command goes on."]
-    fault = type(fault)(message, hint="\n".join(hint for hint in hints if hint))
-    if not left:
-        say(f"{message} Its images were there. {shown}")
-        return None
-    tries = 0 if worker.intake.rows else worker.work.tries
-    if isinstance(fault, (Refused, UserError)) or tries >= _TRIES:
-        failures.append(fault)
-        say(f"{message} Its part is left. {shown}")
-        return None
-    say(f"{message} Another takes its part. {shown}")
-    batches = [worker.work.shard.batches[number] for number in left[0].batches]
-    rest = Shard(batches=batches, requests=left[0].requests, batch_size=size)
-    return _Work(rest, tries, fault)

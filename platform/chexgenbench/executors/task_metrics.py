@@ -16,14 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.executors.border import Refused, read_plain
-from chexgenbench.executors.errands import (
-    Errand,
-    Workplace,
-    folder_of_command,
-    run_errands,
-    staged,
-)
+from chexgenbench.executors.errands import Errand, run_errands
 from chexgenbench.executors.launch import printable
+from chexgenbench.executors.workplace import Workplace, folder_of_command, staged
 from chexgenbench.jobs.job import TaskJob
 from chexgenbench.jobs.tasks import (
     RESULT,
@@ -238,7 +233,7 @@ class _Taking(Errand):
         stage: bool,
     ) -> None:
         self._job, self._task, self._shown, self._stage = job, task, shown, stage
-        self._read = 0
+        self._read = self.taken = 0
         self.result: _Result | None = None
         self.name = "task"
         images = sum(len(each) for each in task.sets.values())
@@ -248,7 +243,8 @@ class _Taking(Errand):
         self.most_bytes = own + 2 * held + images * 10_000 + self._result_bytes + _SLACK_BYTES
         self.most_files = _FILES
 
-    def write(self, folder: Path) -> TaskJob:
+    def write(self, folder: Path, number: int) -> TaskJob:
+        folder.mkdir()
         files = self._job.files
         paths: list[Sequence[Path]] = [each.paths for each in self._task.sets.values()]
         if self._stage:
@@ -273,13 +269,12 @@ class _Taking(Errand):
         write_task_job(folder, job, list(zip(self._task.sets.values(), paths, strict=True)), tables)
         return job
 
-    def take(self, folder: Path) -> int:
-        count = self._take_events(folder)
+    def take(self, folder: Path) -> None:
+        self._take_events(folder)
         if self.result is None:
             with suppress(FileNotFoundError):
                 data = read_plain(folder, RESULT, self._result_bytes)
                 self.result = parse_result(data, self._task.sets)
-        return count
 
     def gained(self) -> bool:
         return False  # its checkpoints are nothing that can be counted
@@ -287,23 +282,21 @@ class _Taking(Errand):
     def complete(self) -> bool:
         return self.result is not None
 
-    def rest(self, folder: Path) -> _Taking:
+    def rest(self) -> _Taking:
         """The same again. Checkpoints in the job directory are left behind with it: nobody has
         looked at them, and what another worker is given it must be able to believe."""
         self._read = 0
         return self
 
-    def _take_events(self, folder: Path) -> int:
+    def _take_events(self, folder: Path) -> None:
         """Shows what the worker says of its progress; what makes no sense is left out."""
         lines = _new_lines(folder / _EVENTS, self._read)
         self._read += sum(len(line) + 1 for line in lines)
-        count = 0
         for line in lines:
             with suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict):
-                    count += self._shown.show(event)
-        return count
+                    self.taken += self._shown.show(event)
 
 
 def _new_lines(path: Path, start: int) -> list[bytes]:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
-from chexgenbench.executors.border import Intake, Refused, Shard, read_plain
+from chexgenbench.executors.border import Intake, Refused, Shard, noted, read_plain
 from chexgenbench.executors.shards import SHARDS, cut, shard_of, write_shard
 from chexgenbench.files import inside, read_json, sha256_bytes, write_json, write_text
 from chexgenbench.generation import IDENTITY, Generation, conclude, is_concluded
@@ -584,7 +584,7 @@ def _take(
     try:
         intake = Intake(folder, own, generation, known, number)
         intake.take()
-        return None if intake.complete() else intake.error()
+        return None if intake.complete() else noted(folder)
     except Refused as error:
         return error
 
@@ -601,8 +601,7 @@ def _look(out: Path, number: int, part: Part) -> Shown:
             state = "done"
         elif (age := _silence(folder)) is not None:
             state = f"working, {age:.0f} s ago" if age <= SILENT else f"no sign for {_span(age)}"
-            nothing = Shard(batches=(), requests=(), batch_size=1)
-            error = Intake(folder, nothing, folder, set(), 0).error() if folder.is_dir() else None
+            error = noted(folder) if folder.is_dir() else None
             if error is not None:
                 state = f"failed: {error.message}"
     except (Refused, ValueError, OSError) as error:
