@@ -128,3 +128,91 @@ def task(
         stage=_stage,
         say=lines.append,
     )
+
+
+GAP = """
+from hashlib import sha256
+
+import numpy as np
+from pydantic import Field
+from chexgenbench import (
+    ImageNeed, ImagePairs, ImageValues, MetricSpec, NotApplicable, Parameters, ScoreSpec,
+    TaskMetric, TaskResult, TaskScore, UserError, hookimpl,
+)
+from chexgenbench.statistics import Estimate
+
+
+class GapParameters(Parameters):
+    prompts: int = Field(6, ge=1, description="Training prompts.")
+    repeats: int = Field(2, ge=1, description="Images of each.")
+    fault: str = Field("", description="What goes wrong.")
+
+
+class Gap(TaskMetric):
+    @classmethod
+    def needs(cls, parameters):
+        made = {"prompts": parameters.prompts, "repeats": parameters.repeats}
+        return {
+            "made": ImageNeed(side="training", source="model", **made),
+            "real": ImageNeed(side="training", source="real", prompts=parameters.prompts),
+            "own": ImageNeed(side="test", source="model"),
+            "held_out": ImageNeed(side="test", source="real"),
+        }
+
+    @classmethod
+    def check(cls, parameters, context, tables):
+        if parameters.fault == "check":
+            raise UserError("The metric gap wants more rows.", hint="Give it more.")
+        return [f"looked at {len(tables['made'])} rows."]
+
+    def run(self, task):
+        fault = self.parameters.fault
+        if fault == "raise":
+            raise RuntimeError("broken inside")
+        if fault == "skip":
+            raise NotApplicable("not today")
+        made, real, own = (task.sets[name] for name in ("made", "real", "own"))
+        apart = ((made.features[:, None] - real.features[None]) ** 2).sum(2)
+        for each in task.sets.values():
+            for path, key in zip(each.paths, each.keys):
+                assert sha256(path.read_bytes()).hexdigest() == key
+        near = apart.argmin(1)
+        names = [name.partition("~")[0] for name in made.ids]
+        mine = np.asarray([real.ids.index(n) if n in real.ids else 0 for n in names])
+        exact = apart[np.arange(len(made)), mine]
+        value = float("nan") if fault == "nan" else float(exact.mean())
+        name = "gape" if fault == "name" else "gap"
+        part = task.part({"keys": list(made.keys)})
+        (part / "done").write_text("yes")
+        return TaskResult(
+            scores=[
+                TaskScore(
+                    name=name, estimate=Estimate(value, reason="none derived"),
+                    n_real=None if fault == "count" else len(real), n_fake=len(made),
+                    control=2.0, excess=Estimate(value - 2.0, 0.1, -9.0, 9.0),
+                ),
+                TaskScore(name="gap", variant="edema", subset="Edema", estimate="no such rows"),
+            ],
+            values=[
+                ImageValues(name="near_copy", images="made", values=(exact == 0).astype(float)),
+                ImageValues(name="one", images="own", values=np.ones(len(own))),
+            ],
+            pairs=[
+                ImagePairs(
+                    kind="nearest_training", images="made", others="real", at=np.arange(3),
+                    others_at=near[:3] + (100 if fault == "pairs" else 0), values=exact[:3],
+                    flagged=exact[:3] == 0,
+                )
+            ],
+            notes=["worked."],
+        )
+
+
+@hookimpl
+def chexgenbench_metrics():
+    yield MetricSpec(
+        name="gap", summary="Distance to the own training image", load=Gap, metric="task",
+        parameters=GapParameters, scores=(ScoreSpec(name="gap", higher_is_better=True),),
+    )
+"""
+"""A plugin's file: a task metric that wants images of every kind, and fails as it is told."""

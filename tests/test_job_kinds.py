@@ -55,7 +55,7 @@ from chexgenbench.types import (
 from chexgenbench.workflow.places import check_executors, check_places, place_of, workplace_of
 from chexgenbench.workflow.plan import Options
 from desk import Desk
-from image_sets import image_set, task
+from image_sets import GAP, image_set, task
 
 IMAGES = 70
 BATCH = 4
@@ -792,8 +792,6 @@ def test_a_worker_is_held_to_the_memory_that_was_named(bench: Bench) -> None:
 
 
 # --- the whole ------------------------------------------------------------------------------
-
-GAP = (Path(__file__).parent / "test_tasks.py").read_text().split('GAP = """')[1].split('"""')[0]
 
 
 def tables(desk: Desk) -> dict[str, list[dict[str, str]]]:

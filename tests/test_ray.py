@@ -28,11 +28,11 @@ from chexgenbench.executors.border import Refused
 from chexgenbench.executors.cluster import Ray, _Mirror
 from chexgenbench.executors.mirror import Fetcher, Remote, Sender
 from chexgenbench.generation import Generation, plan_generation, seed_of
-from chexgenbench.jobs.job import JOB, EncodeJob
 from chexgenbench.jobs.manifest import MANIFEST, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
 from desk import Desk
+from image_sets import GAP
 from ray_host import SETTINGS, RayCluster, kill, ray_cluster, wait_for
 
 # Ray itself is not imported before it is set up: it reads how to authenticate only once.
@@ -206,15 +206,21 @@ def test_two_machines_make_what_one_process_makes(cluster: RayCluster, bench: Be
     wait_for(lambda: not servers(bench.file))
 
 
-def test_scores_are_those_of_one_process(cluster: RayCluster, tmp_path: Path) -> None:
-    """By the console script, which says nothing of Ray's own."""
-    options = ("run", "--limit", 24, "--model", "noise", "--model", "phantom-diffusion")
-    options = (*options, "--set", "phantom-diffusion.steps=2", "--metric", "kid")
+def test_scores_are_those_of_one_process(cluster: RayCluster, tmp_path: Path, ftp: str) -> None:
+    """By the console script, which says nothing of Ray's own. Job directories travel, and with them
+    the images that encoders and the task metric read."""
+    plugin = tmp_path / "gap.py"
+    plugin.write_text(GAP)
+    options = ("run", "--plugin", plugin, "--limit", 24, "--model", "noise", "--metric", "kid")
+    options = (*options, "--model", "phantom-diffusion", "--set", "phantom-diffusion.steps=2")
+    options = (*options, "--metric", "gap")
     here, there = Desk.new(tmp_path / "here"), Desk.new(tmp_path / "there")
     here.run(*options, "--executor", "here")
-    ray = ("--executor", "ray", "--address", cluster.address)
+    ray = ("--executor", "ray", "--address", cluster.address, "--shared", ftp)
     done = there.run(*options, *ray)
+    assert "gap: worked" in done.out
     assert there.rows(SCORES) == here.rows(SCORES)
+    assert not [path for path in (tmp_path / "ftp").rglob("*") if path.is_file()]
 
     def images(desk: Desk) -> dict[str, str]:
         found = desk.home.glob("runs/generations/*/manifest.jsonl")
@@ -222,7 +228,7 @@ def test_scores_are_those_of_one_process(cluster: RayCluster, tmp_path: Path) ->
         return {f"{row['prompt_id']} {row['sha256']}": row["path"] for row in rows}
 
     assert images(there) == images(here)
-    assert len(images(there)) == 48
+    assert len(images(there)) == 2 * (24 + 12)  # own, and those of the pool
     for word in ("raylet", "INFO", "WARNING", "dashboard", "[20"):
         assert word not in done.err + done.out, done.err
 
@@ -256,7 +262,7 @@ def test_the_last_machine_that_fits_is_lost(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr("chexgenbench.executors.cluster._GONE", 3.0)
     victim = cluster.add(cpus=3)
-    generation = bench.plan("alone", together=3, seconds=0.4)
+    generation = bench.plan("alone", seconds=0.4)
     done = 0
 
     def advance(count: int) -> None:
@@ -536,21 +542,6 @@ def test_a_file_is_seen_whole(tmp_path: Path, ftp: str, kind: str) -> None:
     assert seen[there] == {size}
     assert seen[here] <= {size}
     assert [path.name for path in there.iterdir()] == ["features-0-0001.safetensors"]
-
-
-def test_staged_images_do_not_travel(cluster: RayCluster, bench: Bench) -> None:
-    folder = bench.folder / "encode-images-0001"
-    for path in (folder, staged := bench.folder / "encode-images-0001.images"):
-        path.mkdir()
-    (folder / JOB).touch()
-    job = EncodeJob(context={}, encoders=(), batch_size=1, n_items=0, files=(str(staged),))
-    with (
-        closing(Ray(cluster.address, shared=str(bench.folder / "shared"))) as launcher,
-        pytest.raises(UserError, match="take no images along") as error,
-    ):
-        launcher.start(folder, job, "cpu", bench.folder / "log")
-    assert "NAME=here" in str(error.value.hint)
-    assert not (bench.folder / "shared").exists()
 
 
 def test_what_is_too_much_is_not_fetched(tmp_path: Path) -> None:

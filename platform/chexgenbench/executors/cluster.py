@@ -35,7 +35,7 @@ from chexgenbench.executors.border import Refused
 from chexgenbench.executors.launch import Process, tail_of
 from chexgenbench.executors.mirror import Fetcher, Remote, Sender, told, without_secret
 from chexgenbench.files import digest, sha256_bytes
-from chexgenbench.jobs.job import JOB, Job
+from chexgenbench.jobs.job import JOB, Job, stage_of
 from chexgenbench.jobs.serve import SERVER, answer, ask
 
 if TYPE_CHECKING:
@@ -151,15 +151,17 @@ class _Host:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def _do_remote(self, order: _Order, url: str) -> _Result:
-        folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._root))
+        place = Path(tempfile.mkdtemp(prefix="job-", dir=self._root))
         try:
+            folder = place / Path(order.folder).name
             remote = Remote(url)
             _await(lambda: remote.read(JOB), order)
-            for name in remote.sizes():
-                remote.fetch(name, folder / name)
+            for path, there in ((stage_of(folder), Remote(_stage_at(url))), (folder, remote)):
+                for name in there.sizes():
+                    there.fetch(name, path / name)
             return self._do(folder, order, Sender(folder, remote))
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
     def _do(self, folder: Path, order: _Order, sender: Sender | None = None) -> _Result:
         process = self._process or self._start()
@@ -297,13 +299,13 @@ class Ray:
         """See `Launcher.start`."""
         self.check_memory(job.limits.memory)
         folder = folder.resolve()
-        url = self._send(folder, job)
+        url = self._send(folder)
         order = _Order(
             id=uuid.uuid4().hex,
             folder=str(folder),
             device=device,
             sha256=sha256_bytes((folder / JOB).read_bytes()),
-            files=job.files,
+            files=tuple(name for name in job.files if Path(name) != stage_of(folder)),
             url=url,
         )
         task = _Task(self, order, log)
@@ -405,23 +407,14 @@ class Ray:
                 "was made is kept.",
             )
 
-    def _send(self, folder: Path, job: Job) -> str | None:
+    def _send(self, folder: Path) -> str | None:
         """Sends a job directory; where to, or None where it is seen as it is.
 
         Raises:
-            UserError: it cannot be sent, or images that were staged beside it would have to be.
+            UserError: it cannot be sent.
         """
         if self._shared is None:
             return None
-        if any(
-            Path(name).resolve() == folder.with_name(f"{folder.name}.images") for name in job.files
-        ):
-            raise UserError(
-                "Job directories that travel through --shared take no images along, which encoders "
-                "and task metrics read.",
-                hint="Let them work here (--executor NAME=here), or leave --shared out where all "
-                "machines see the project's folder.",
-            )
         above = str(folder.parent)
         try:
             if above not in self._used:
@@ -431,10 +424,11 @@ class Ray:
                 self._used[above] = f"{self._shared}/chexgenbench-{place}"
                 Remote(self._used[above]).remove()
             url = f"{self._used[above]}/{self._session}/{folder.name}"
-            remote = Remote(url)
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    remote.send(path, path.relative_to(folder).as_posix())
+            for source, there in ((stage_of(folder), _stage_at(url)), (folder, url)):
+                remote = Remote(there)
+                for path in sorted(source.rglob("*")):
+                    if path.is_file():
+                        remote.send(path, path.relative_to(source).as_posix())
         except UserError:
             raise
         except Exception as error:  # each store has errors of its own, such as ftplib's
@@ -534,7 +528,8 @@ class _Mirror(threading.Thread):
             while not self._done.wait(_BETWEEN):
                 fetcher.fetch()
             fetcher.fetch()
-            Remote(self._url).remove()
+            for url in (self._url, _stage_at(self._url)):
+                Remote(url).remove()
         except Exception as error:  # whatever it is, `check` says it
             self._fault = error
 
@@ -556,6 +551,11 @@ class _Mirror(threading.Thread):
         if self.is_alive():
             self.join()
         self.check()
+
+
+def _stage_at(url: str) -> str:
+    """Where the images travel that a job directory names."""
+    return f"{url}.images"
 
 
 def _room(

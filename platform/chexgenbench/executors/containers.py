@@ -29,7 +29,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault, unk
 from chexgenbench.executors.launch import Process, disk_fault, last_line
 from chexgenbench.files import digest, sha256_file
 from chexgenbench.home import Home
-from chexgenbench.jobs.job import DISK_FAULT, Job
+from chexgenbench.jobs.job import DISK_FAULT, Job, stage_of
 from chexgenbench.jobs.waiting import WORKER
 
 RUNTIMES = ("docker", "podman", "apptainer", "singularity")
@@ -554,7 +554,7 @@ class Containers:
         own = [(folder, folder, True), *((path, path, False) for path in orders)]
         if user is not None and os.getuid() == 0:
             # The images staged for it too, which nobody else is to read.
-            stage = folder.with_name(f"{folder.name}.images")
+            stage = stage_of(folder)
             for path in (folder, *folder.rglob("*"), stage, *stage.rglob("*")):
                 with suppress(FileNotFoundError):
                     if path.is_dir() or path.stat().st_nlink == 1:

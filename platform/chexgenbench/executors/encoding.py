@@ -16,7 +16,7 @@ from chexgenbench.executors.errands import Errand, run_errands
 from chexgenbench.executors.workplace import Workplace, folder_of_command, staged
 from chexgenbench.images import BadImage, read_image
 from chexgenbench.jobs.features import BAD, part_name, write_encode_job
-from chexgenbench.jobs.job import EncodeJob
+from chexgenbench.jobs.job import EncodeJob, stage_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,9 +126,12 @@ class _Encoding(Errand):
         folder.mkdir()
         items, files = self._items, self._job.files
         if self._stage and self._job.side == "images":
-            place = folder.with_name(f"{folder.name}.images")
+            place = stage_of(folder)
             paths = staged(place, [Path(path) for _, path in items])
-            items = [(key, str(path)) for (key, _), path in zip(items, paths, strict=True)]
+            items = [
+                (key, str(path.relative_to(folder.parent)))
+                for (key, _), path in zip(items, paths, strict=True)
+            ]
             files = (*files, str(place))
         job = self._job.model_copy(update={"n_items": len(items), "files": files})
         write_encode_job(folder, job, items)

@@ -19,7 +19,7 @@ from chexgenbench.executors.border import Refused, read_plain
 from chexgenbench.executors.errands import Errand, run_errands
 from chexgenbench.executors.launch import printable
 from chexgenbench.executors.workplace import Workplace, folder_of_command, staged
-from chexgenbench.jobs.job import TaskJob
+from chexgenbench.jobs.job import TaskJob, stage_of
 from chexgenbench.jobs.tasks import (
     RESULT,
     read_result,
@@ -248,9 +248,12 @@ class _Taking(Errand):
         files = self._job.files
         paths: list[Sequence[Path]] = [each.paths for each in self._task.sets.values()]
         if self._stage:
-            place = folder.with_name(f"{folder.name}.images")
+            place = stage_of(folder)
             place.mkdir()
-            paths = [staged(place / str(n), each) for n, each in enumerate(paths)]
+            paths = [
+                [path.relative_to(folder.parent) for path in staged(place / str(n), each)]
+                for n, each in enumerate(paths)
+            ]
             files = (*files, str(place))
         tables: list[PromptTable] = []
         facts = []

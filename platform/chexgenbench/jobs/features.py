@@ -128,7 +128,9 @@ def _images(
     missing = [{key for key, _ in each} for each in lacking]
     wanted = {
         key: ImageItem(
-            key, Path(path), frozenset(str(n) for n, keys in enumerate(missing) if key in keys)
+            key,
+            folder.parent / path,  # staged images are named from there, others by whole paths
+            frozenset(str(n) for n, keys in enumerate(missing) if key in keys),
         )
         for key, path in items
         if any(key in keys for keys in missing)

@@ -37,6 +37,16 @@ JOB = "job.json"
 REQUESTS = "requests.parquet"
 
 
+def stage_of(folder: Path) -> Path:
+    """The folder of images for the worker of a job directory alone, beside it; the job directory
+    names them relative to the folder that both are in, so that they may travel together.
+
+    >>> stage_of(Path("jobs/encode-images-0001")).name
+    'encode-images-0001.images'
+    """
+    return folder.with_name(f"{folder.name}.images")
+
+
 class Limits(BaseModel):
     """What a worker may use; None is no limit.
 

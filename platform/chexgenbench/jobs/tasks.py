@@ -180,7 +180,7 @@ def _read_set(folder: Path, number: int, facts: SetFacts, table: PromptTable) ->
         repeats=np.asarray([row["repeat"] for row in rows], np.int64),
         ids=tuple(row["id"] for row in rows),
         keys=tuple(row["key"] for row in rows),
-        paths=tuple(Path(row["path"]) for row in rows),
+        paths=tuple(folder.parent / row["path"] for row in rows),
         outputs=outputs,
     )
 

@@ -227,8 +227,8 @@ def workplace_of(
         assert launcher is not None  # only of what works here
         return launcher
 
-    # Workers that get the job directory by an address do not see this file system.
-    remote = place.kind == "ray" and "://" in (options.shared or "")
+    # Where job directories travel through a shared place, the project's folder is not seen.
+    remote = place.kind == "ray" and options.shared is not None
     return Workplace(
         open=start,
         name=f"{place.kind} {place.environment or ''} {place.interpreter or ''}",
