@@ -30,12 +30,26 @@ settings.register_profile("chexgenbench", deadline=None)
 settings.load_profile("chexgenbench")
 
 
+_LONGEST = ("demo", "test_privacy_utility", "test_ray", "test_job_kinds", "test_shards")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file run in one worker, and those of the whole demo run in one, wherever they
-    stand: what they share is made once."""
+    stand: what they share is made once. What takes minutes comes first, so that the workers end
+    together."""
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         shared = "demo" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("demo" if shared else str(item.path)))
+        group = "demo" if shared else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+
+    def place(group: str) -> tuple[int, int]:
+        name = Path(group).stem
+        at = _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+        return at, -sum(item.get_closest_marker("slow") is not None for item in groups[group])
+
+    items[:] = [item for group in sorted(groups, key=place) for item in groups[group]]
 
 
 @pytest.fixture
