@@ -31,6 +31,7 @@ from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
 from container_host import base_image, building, podman_environment
 from desk import Desk
+from image_sets import GAP
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "old_numpy.py"
 
@@ -307,6 +308,23 @@ def test_an_environment_that_clashes_with_ours_on_the_leaderboard(
     image = np.asarray(Image.open(next((made[0] / "images").glob("*.png"))))
     stripes = np.flatnonzero(np.diff((image[60] == 255).astype(int)) == 1)
     assert len(stripes) == 1  # the major version of the numpy that drew it
+
+
+def test_a_task_metric_finds_the_same_in_a_container(
+    podman: Runtime, desk: Desk, tmp_path: Path
+) -> None:
+    """By numpy 1, from images that are staged for it."""
+    plugin = tmp_path / "gap.py"
+    plugin.write_text(GAP.replace('metric="task",', 'metric="task", environment="example",'))
+    scores = "select value, ci_low, floor, excess, n_real, n_fake from scores where metric = 'gap'"
+    found = []
+    for executor in ("here", "container"):
+        command = ("run", "-m", "noise", "--plugin", plugin, "--metric", "gap", "--limit", "6")
+        done = desk.run(*command, "--executor", f"gap={executor}", "--extra-info", executor)
+        assert "gap: worked" in done.out
+        found.append(desk.rows(f"{scores} and extra_info = '{executor}'"))
+    assert found[0] == found[1] and len(found[0]) == 1
+    assert left(desk.home) == []
 
 
 def test_the_same_images_as_in_this_process(bench: Bench) -> None:
