@@ -26,11 +26,15 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource
 from chexgenbench.executors.border import Refused
 from chexgenbench.executors.cluster import Ray, _Mirror
-from chexgenbench.executors.mirror import Fetcher, Remote, Sender
+from chexgenbench.executors.mirror import Fetcher, Remote, Sender, place_at
+from chexgenbench.executors.workplace import folder_of_command
 from chexgenbench.generation import Generation, plan_generation, seed_of
+from chexgenbench.home import Home
 from chexgenbench.jobs.manifest import MANIFEST, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
+from chexgenbench.workflow.places import workplace_of
+from chexgenbench.workflow.plan import Options
 from desk import Desk
 from image_sets import GAP
 from ray_host import SETTINGS, RayCluster, kill, ray_cluster, wait_for
@@ -577,3 +581,26 @@ def test_a_store_that_refuses(cluster: RayCluster, bench: Bench, ftp: str) -> No
         mirror.close()
     for error in (used, written, read):
         assert "secret" not in f"{error.value} {error.value.hint}"
+
+
+def test_what_a_killed_command_left_in_a_shared_place_goes(tmp_path: Path, ftp: str) -> None:
+    """Images of patients, for an encoder; those of a command that is at work stay."""
+    options = Options(home=Home(tmp_path), executors=("ray",), shared=f"{ftp}/")
+    encoder = load_registry().find("encoders", "phantom-clip")
+    workplace = workplace_of(options, encoder, ModelSource(), ["cpu"])
+    assert workplace is not None and not workplace.sees_files
+    dead = workplace.root / "20260101-000000-dead"
+    with folder_of_command(workplace.root) as alive:
+        dead.mkdir()
+        for folder in (dead, alive):
+            place = Remote(place_at(ftp, folder))
+            place.write("session/encode-images-0001.images/0000000.png", b"1")
+        with folder_of_command(workplace.root, workplace.forget):
+            assert not dead.exists()
+            assert not Remote(place_at(ftp, dead)).sizes()
+            assert Remote(place_at(ftp, alive)).sizes()
+    Remote(place_at(ftp, alive)).remove_empty()
+    assert Remote(place_at(ftp, alive)).sizes()
+    Remote(f"{place_at(ftp, alive)}/session").remove()
+    Remote(place_at(ftp, alive)).remove_empty()
+    assert not list((tmp_path / "ftp" / "bench").iterdir())

@@ -59,6 +59,7 @@ _DEEPEST = 64
 """Folders in folders in a job directory."""
 
 _NOTE_BYTES = 65_536
+_NOTE_TEXT = 8_192
 _TOGETHER = 8
 """Images that are checked, and then written, at a time: each is held in memory meanwhile."""
 
@@ -120,8 +121,8 @@ class _Note(BaseModel):
 
     format: int
     user: bool
-    message: Annotated[str, Field(max_length=8192)]
-    hint: Annotated[str, Field(max_length=8192)] | None
+    message: str
+    hint: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,7 +407,8 @@ def noted(folder: Path) -> ChexGenBenchError | None:
             return None
     note = _parse(_Note, _json(data, name), name)
     kind = UserError if note.user else ChexGenBenchError
-    return kind(printable(note.message), hint=printable(note.hint or "") or None)
+    message, hint = printable(note.message), printable(note.hint or "")
+    return kind(message[:_NOTE_TEXT], hint=hint[:_NOTE_TEXT] or None)
 
 
 def most_of(shard: Shard) -> tuple[int, int]:

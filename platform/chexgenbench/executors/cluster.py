@@ -33,8 +33,15 @@ from typing import TYPE_CHECKING, Any
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.executors.border import Refused
 from chexgenbench.executors.launch import Process, tail_of
-from chexgenbench.executors.mirror import Fetcher, Remote, Sender, told, without_secret
-from chexgenbench.files import digest, sha256_bytes
+from chexgenbench.executors.mirror import (
+    Fetcher,
+    Remote,
+    Sender,
+    place_at,
+    told,
+    without_secret,
+)
+from chexgenbench.files import sha256_bytes
 from chexgenbench.jobs.job import JOB, Job, stage_of
 from chexgenbench.jobs.serve import SERVER, answer, ask
 
@@ -324,6 +331,7 @@ class Ray:
         for base in self._used.values():
             with suppress(Exception):  # each store has errors of its own
                 Remote(f"{base}/{self._session}").remove()
+                Remote(base).remove_empty()
 
     def take(self, task: _Task) -> _Handle | None:
         """A host for a task that waits for one; None where none is free yet.
@@ -395,7 +403,8 @@ class Ray:
         if now - self._looked > 10 * _LOOK_FOR_MACHINES:  # nobody waited for one meanwhile
             self._seen = now
         self._looked = now
-        needed = {"CPU": self._resources["num_cpus"], "GPU": self._resources.get("num_gpus", 0)}
+        names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+        needed = {kind: self._resources.get(name, 0) for kind, name in names.items()}
         there = [dict(node["Resources"]) for node in self._ray.nodes() if node["Alive"]]
         if any(all(each.get(k, 0) >= n for k, n in needed.items()) for each in there):
             self._seen = now
@@ -420,8 +429,7 @@ class Ray:
             if above not in self._used:
                 # Whoever is here holds the folder: what stands there is of a command that was
                 # killed.
-                place = digest([socket.gethostname(), above])[:16]
-                self._used[above] = f"{self._shared}/chexgenbench-{place}"
+                self._used[above] = place_at(self._shared, folder.parent)
                 Remote(self._used[above]).remove()
             url = f"{self._used[above]}/{self._session}/{folder.name}"
             for source, there in ((stage_of(folder), _stage_at(url)), (folder, url)):

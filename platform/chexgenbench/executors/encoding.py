@@ -69,7 +69,10 @@ def encode_elsewhere(
         ChexGenBenchError: features are missing although every part was tried; the first error.
     """
     returned = _Returned(sink, bad, advance, [set() for _ in job.encoders])
-    with closing(workplace.open()) as launcher, folder_of_command(workplace.root) as root:
+    with (
+        closing(workplace.open()) as launcher,
+        folder_of_command(workplace.root, workplace.forget) as root,
+    ):
         count = workplace.shards or launcher.shards_a_place * len(launcher.places)
         errands = [
             _Encoding(job, part, returned, stage=not workplace.sees_files)
@@ -181,9 +184,7 @@ class _Encoding(Errand):
                 )
             if key in seen:
                 raise Refused(f"The worker's {name} has a key again: {key[:80]!r}.")
-        seen.update(keys)
         fresh = [row for row, key in enumerate(keys) if key not in known]
-        self._parts[number] += 1
         if fresh:
             kept = {output: values[fresh] for output, values in outputs.items()}
             names = [keys[row] for row in fresh]
@@ -191,6 +192,9 @@ class _Encoding(Errand):
             known.update(names)
             if number == 0:
                 self._returned.advance(len(names))
+        # Last: where the sink fails, the part is there still.
+        seen.update(keys)
+        self._parts[number] += 1
         self.taken += len(keys)
         return True
 

@@ -171,8 +171,6 @@ def run_errands(
                 before = worker.errand.taken
                 try:
                     ended, fault = _look(worker, timeout)
-                    if worker.errand.taken > before:
-                        silence, barren = Silence(), 0
                     if ended:
                         end(worker, fault)
                 except OSError as error:
@@ -182,6 +180,9 @@ def run_errands(
                     for each, found in greedy:
                         end(each, found)
                     break
+                finally:
+                    if worker.errand.taken > before:
+                        silence, barren = Silence(), 0
             if working and silence.due():
                 names = ", ".join(str(worker) for worker in working)
                 say(f"nothing for {silence.seconds:.0f} s; waiting for {names} ({launcher.name})")

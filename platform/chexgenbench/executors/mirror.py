@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors.border import Refused
+from chexgenbench.files import digest
 
 if TYPE_CHECKING:
     import fsspec
@@ -127,8 +129,21 @@ class Remote:
         if self._fs.exists(self._root):
             self._fs.rm(self._root, recursive=True)
 
+    def remove_empty(self) -> None:
+        """Removes the folder where nothing is in it; an object store has no empty ones."""
+        self._fs.invalidate_cache()
+        with suppress(Exception):  # each store has errors of its own, and one where it is not empty
+            if not self._fs.ls(self._root, detail=False):
+                self._fs.rmdir(self._root)
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def place_at(shared: str, folder: Path) -> str:
+    """The URL in a shared place for the job directories of a folder of this machine; the same for a
+    later command, which removes what a killed one has left there."""
+    return f"{shared}/chexgenbench-{digest([socket.gethostname(), str(folder)])[:16]}"
 
 
 class Sender:

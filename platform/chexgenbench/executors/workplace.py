@@ -31,6 +31,7 @@ class Workplace:
         shards: into how many errands a list is cut; None is one for each place.
         sees_files: whether workers see this file system; else images are staged for them.
         foreign: whether they have packages of their own, which need not be installed here.
+        forget: removes what lies elsewhere of a killed command's folder, by its path here.
     """
 
     open: Callable[[], Launcher] = field(compare=False)
@@ -42,16 +43,25 @@ class Workplace:
     shards: int | None = None
     sees_files: bool = True
     foreign: bool = False
+    forget: Callable[[Path], None] = field(default=lambda _folder: None, compare=False)
 
 
 @contextmanager
-def folder_of_command(root: Path) -> Iterator[Path]:
+def folder_of_command(
+    root: Path, forget: Callable[[Path], None] = lambda _folder: None
+) -> Iterator[Path]:
     """A folder for this command's job directories, which no other user reads: some hold patients'
-    images. Removed at the end, and by the next command where this one is killed."""
+    images. Removed at the end, and by the next command where this one is killed.
+
+    Args:
+        forget: told of the folder of a killed command before it is removed.
+    """
     root.mkdir(parents=True, exist_ok=True)
+    root = root.resolve()  # one name for all that is told of it, wherever links lead
     for left in root.iterdir():
         with suppress(OSError), (left / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            forget(left)
             remove(left)
     own = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
     own.mkdir(mode=0o700)

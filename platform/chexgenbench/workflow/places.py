@@ -228,7 +228,14 @@ def workplace_of(
         return launcher
 
     # Where job directories travel through a shared place, the project's folder is not seen.
-    remote = place.kind == "ray" and options.shared is not None
+    shared = options.shared.rstrip("/") if place.kind == "ray" and options.shared else None
+
+    def forget(folder: Path) -> None:
+        from chexgenbench.executors.mirror import Remote, place_at
+
+        if shared is not None:
+            Remote(place_at(shared, folder)).remove()
+
     return Workplace(
         open=start,
         name=f"{place.kind} {place.environment or ''} {place.interpreter or ''}",
@@ -237,6 +244,7 @@ def workplace_of(
         limits=Limits(memory=options.memory),
         timeout=options.timeout,
         shards=options.shards,
-        sees_files=place.kind != "container" and not remote,
+        sees_files=place.kind != "container" and shared is None,
         foreign=not place.here,
+        forget=forget,
     )
