@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import save_file
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource, Processes, Workplace, run_task
 from chexgenbench.executors.border import Refused
+from chexgenbench.executors.encoding import _Encoding, _Returned
 from chexgenbench.executors.launch import Process
 from chexgenbench.executors.task_metrics import TaskFailed, parse_result
 from chexgenbench.executors.workplace import folder_of_command, staged
@@ -439,6 +441,40 @@ def test_a_liar_loses_its_part_only(bench: Bench, lie: str) -> None:
     assert stored[-34:] == [key for key, _ in bench.images[36:]]
     assert len(stored) == {"again": 39, "too few": 39}.get(lie, 34)
     assert np.isfinite(bench.read(plan)["more"]).all()
+
+
+def test_a_part_that_could_not_be_stored_is_taken_again(tmp_path: Path) -> None:
+    """Where our disk was full for a moment, because of another worker."""
+    work = EncoderWork(name="small", source="", parameters={}, outputs={"features": 3})
+    job = EncodeJob(context={}, encoders=(work,), batch_size=2, n_items=2)
+    stored: list[Sequence[str]] = []
+    full = [OSError(28, "No space left on device")]
+
+    def sink(_encoder: str, keys: Sequence[str], _values: Any) -> None:
+        if full:
+            raise full.pop()
+        stored.append(keys)
+
+    keys = {"keys": json.dumps(["a", "b"])}
+    values = {"features": np.ones((2, 3), np.float32)}
+    save_file(values, tmp_path / features.part_name(0, 1), metadata=keys)
+    returned = _Returned(sink, lambda *_: None, lambda _count: None, [set()])
+    errand = _Encoding(job, [("a", "a.png"), ("b", "b.png")], returned, stage=False)
+    with pytest.raises(OSError, match="No space"):
+        errand.take(tmp_path)
+    assert (errand.taken, errand.complete()) == (0, False)
+    errand.take(tmp_path)
+    assert (errand.taken, errand.complete(), stored) == (2, True, [["a", "b"]])
+
+
+def test_a_long_error_is_shown_in_part(bench: Bench) -> None:
+    note = {"format": 2, "user": False, "message": "The weights lack " + "x" * 20_000, "hint": None}
+    script = f"(folder / 'worker-0.error.json').write_text({json.dumps(note)!r}); os._exit(1)"
+    liar = Liar(script, bench.folder)
+    assert bench.encode([bench.plan("small", "store")], bench.workplace(liar)).encoded == IMAGES
+    (line,) = [line for line in bench.said if line.startswith("The weights lack xxx")]
+    assert "Another takes its part" in line
+    assert len(line) < 10_000
 
 
 def test_a_worker_that_hangs_is_given_up(bench: Bench) -> None:
