@@ -21,13 +21,22 @@ import torch
 from PIL import Image
 
 from chexgenbench import Context, ImageSet, NotApplicable, TaskScore, UserError
+from chexgenbench.images import read_image
 from chexgenbench_plugins.metrics.report_generation import ReportGeneration
 from chexgenbench_plugins.phantom.split import read_rows
 from chexgenbench_plugins.reports import encoder_decoder, results
 from chexgenbench_plugins.reports.encoder_decoder import Sizes, Training
 from chexgenbench_plugins.reports.experiment import compose, row_ids, texts_of
+from chexgenbench_plugins.reports.fine_tuning import (
+    Source,
+    adapted,
+    fine_tune,
+    report_loss,
+    write,
+)
 from chexgenbench_plugins.reports.images import squared
 from chexgenbench_plugins.reports.labellers import PhantomLabeller
+from chexgenbench_plugins.reports.llava_rad import VISION, LlavaRad, base_files, question
 from chexgenbench_plugins.reports.results import Scorer, report_scores
 from chexgenbench_plugins.reports.scores import rouge_l
 from chexgenbench_plugins.reports.settings import SPECS, ReportParameters
@@ -427,8 +436,6 @@ def test_scores_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
 def test_the_real_regime_is_trained_once_for_all_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chexgenbench_plugins.reports import experiment
-
     trained: list[Path] = []
     original = encoder_decoder.train
 
@@ -437,7 +444,7 @@ def test_the_real_regime_is_trained_once_for_all_models(
             trained.append(args[2])
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "train", counted)
+    monkeypatch.setattr(encoder_decoder, "train", counted)
     first, _ = run(tmp_path, sets(tmp_path / "one"), regimes=("real", "synthetic"), epochs=1)
     assert len(trained) == 2
     again, _ = run(tmp_path, sets(tmp_path / "one"), regimes=("real", "synthetic"), epochs=1)
@@ -542,8 +549,6 @@ def test_what_cannot_be_taken_is_said_before_anything_expensive(tmp_path: Path) 
         check(tmp_path, heads=3)
     with pytest.raises(UserError, match="no multiple of the patch"):
         check(tmp_path, patch=5)
-    with pytest.raises(UserError, match="containers/llava-rad"):
-        check(tmp_path, generator="llava-rad")
     with pytest.raises(UserError, match="folder of chexbert is not there"):
         check(tmp_path, chexbert="nowhere")
     with pytest.raises(UserError, match="report-generation decoder"):
@@ -585,6 +590,7 @@ def tiny_llava_rad(folder: Path) -> tuple[Path, Path, Any]:
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=2,
+            initializer_range=0.2,  # So that a random network tells its inputs apart.
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -615,15 +621,13 @@ def tiny_llava_rad(folder: Path) -> tuple[Path, Path, Any]:
 
 def test_llava_rad_reads_the_published_layout(tmp_path: Path) -> None:
     """Against the parts that were saved: the merged LoRA, the patches, the first word by hand."""
-    from chexgenbench_plugins.reports.llava_rad import LlavaRad, question
-
     own, base, (tower, projector, language) = tiny_llava_rad(tmp_path)
     context = Context(home=tmp_path, cache=tmp_path)
     model = LlavaRad(own, base, context)
     for name, weight in language.state_dict().items():
         torch.testing.assert_close(model.language.state_dict()[name], weight)
     image = Image.fromarray(pictures(1, 5, 64)[0])
-    features = model.patches(image)
+    features = model.patches(model.prepared(image)[None])
     assert features.shape == (1, 16, tower.embed_dim)
     states = []
     tower.blocks[-1].register_forward_pre_hook(lambda _module, inputs: states.append(inputs[0]))
@@ -643,9 +647,40 @@ def test_llava_rad_reads_the_published_layout(tmp_path: Path) -> None:
     assert made == [model.tokenizer.decode([word], skip_special_tokens=True).strip()]
 
 
-def test_llava_rad_refuses_other_files(tmp_path: Path) -> None:
-    from chexgenbench_plugins.reports.llava_rad import LlavaRad
+def test_llava_rad_writes_the_same_for_images_together(tmp_path: Path) -> None:
+    own, base, _ = tiny_llava_rad(tmp_path)
+    model = LlavaRad(own, base, Context(home=tmp_path, cache=tmp_path))
+    images = [Image.fromarray(each) for each in pictures(5, 5, 64)]
+    reasons = ["trauma", None, None, None, "cough"]
+    alone = list(model.describe(images, reasons, tokens=6))
+    assert alone == list(model.describe(iter(images), iter(reasons), tokens=6, together=2))
 
+
+def test_llava_rads_language_model_may_be_a_state_dict_in_shards(tmp_path: Path) -> None:
+    """As lmsys publishes it; what lies beside it, a second copy or an adapter, is refused."""
+    from safetensors.torch import load_file
+
+    own, base, (_, _, language) = tiny_llava_rad(tmp_path)
+    state = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    names = {key: f"pytorch_model-0000{1 + at % 2}-of-00002.bin" for at, key in enumerate(state)}
+    for file in set(names.values()):
+        torch.save({key: state[key] for key in state if names[key] == file}, base / file)
+    index = base / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert {*names.values(), index.name, "config.json"} < {each.name for each in base_files(base)}
+    model = LlavaRad(own, base, Context(home=tmp_path, cache=tmp_path))
+    for name, weight in language.state_dict().items():
+        torch.testing.assert_close(model.language.state_dict()[name], weight)
+    torch.save(state, base / "pytorch_model.bin")
+    with pytest.raises(UserError, match="are there twice"):
+        base_files(base)
+    (base / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapter"):
+        base_files(base)
+
+
+def test_llava_rad_refuses_other_files(tmp_path: Path) -> None:
     own, base, _ = tiny_llava_rad(tmp_path)
     context = Context(home=tmp_path, cache=tmp_path)
     torch.save({"mm_projector.0.weight": torch.zeros(3)}, own / "non_lora_trainables.bin")
@@ -654,3 +689,222 @@ def test_llava_rad_refuses_other_files(tmp_path: Path) -> None:
     (own / "adapter_model.bin").unlink()
     with pytest.raises(UserError, match=r"adapter_model\.bin missing"):
         LlavaRad(own, base, context)
+
+
+def llava_source(folder: Path, *, published: bool = False, dtype: str = "float32") -> Source:
+    if not (folder / "llava-rad").is_dir():
+        tiny_llava_rad(folder)
+    context = Context(home=folder, cache=folder, dtype=dtype)
+    return Source(
+        own=folder / "llava-rad", base=folder / "base", published=published, context=context
+    )
+
+
+def two_kinds(folder: Path, count: int = 6) -> tuple[list[Path], list[str]]:
+    """Images that are dark and light in turn, and a report for each kind."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{at}.png" for at in range(count)]
+    for at, path in enumerate(paths):
+        image = np.random.default_rng(at).integers(0, 60, (64, 64), dtype=np.uint8)
+        Image.fromarray(image + np.uint8(180 * (at % 2))).save(path)
+    texts = ["small left pleural effusion.", "no pneumothorax. cardiomegaly."]
+    return paths, [texts[at % 2] for at in range(count)]
+
+
+def tuned(folder: Path, start: Source, *, advance: Any = ignore, **changes: Any) -> Path:
+    paths, texts = two_kinds(folder.with_name("images"))
+    return fine_tune(
+        paths, texts, folder, source=start, training=training(**changes), advance=advance
+    )
+
+
+def test_llava_rad_learns_its_pairs(tmp_path: Path) -> None:
+    start = llava_source(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changes: dict[str, Any] = {"epochs": 25, "learning_rate": 3e-3, "batch_size": 2}
+    done = tuned(tmp_path / "run", start, **changes)
+    paths, texts = two_kinds(tmp_path / "images")
+    counted: list[int] = []
+    made = write(paths, done, source=start, training=training(**changes), advance=counted.append)
+    assert [joined(text) for text in made] == texts
+    assert sum(counted) == len(paths)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert [path.name for path in done.iterdir()] == ["trained.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lock", "trained"]
+
+
+def test_llava_rads_loss_is_of_the_report_alone(tmp_path: Path) -> None:
+    """By hand, from the words that follow each place of prompt, patches and report."""
+    model, weights = adapted(llava_source(tmp_path), 0)
+    image = Image.fromarray(pictures(1, 5, 64)[0])
+    ids = [*model.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]]
+    ids = [*ids, model.tokenizer.eos_token_id]
+    pixels = model.prepared(image)
+    loss = report_loss(model, pixels, ids)
+    with torch.no_grad():
+        prompt = model.prompt(model.patches(pixels[None]), None)
+        logits = model.language(inputs_embeds=torch.cat([prompt, model.words(ids)], 1)).logits[0]
+        place = prompt.shape[1] - 1
+        said = logits.log_softmax(-1)
+        by_hand = -sum(float(said[place + at, word]) for at, word in enumerate(ids))
+    assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-5)
+    loss.backward()
+    parts = {"language": model.language, "projector": model.projector, "tower": model.tower}
+    moved = {
+        f"{part}.{name}"
+        for part, network in parts.items()
+        for name, weight in network.named_parameters()
+        if weight.grad is not None
+    }
+    assert moved == set(weights)
+    assert all("lora_" in name or name.startswith("projector.") for name in moved)
+
+
+def test_llava_rads_training_lowers_its_loss_and_keeps_what_is_frozen(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    start = llava_source(tmp_path, dtype="bfloat16")
+    model, weights = adapted(start, 3)
+    paths, texts = two_kinds(tmp_path / "images")
+    frozen = {n: w.clone() for n, w in model.language.state_dict().items() if "lora_" not in n}
+    assert {weight.dtype for weight in frozen.values()} == {torch.bfloat16}
+
+    def loss() -> float:
+        ids = model.tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            return float(report_loss(model, model.prepared(read_image(paths[0])), ids))
+
+    first = loss()
+    done = tuned(tmp_path / "run", start, epochs=6, learning_rate=3e-3)
+    found = load_file(done / "trained.safetensors")
+    assert found.keys() == weights.keys()
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            assert not torch.equal(weight, found[name]), name
+            weight.copy_(found[name])
+    assert loss() < 0.8 * first
+    again = adapted(start, 3)[0].language.state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in frozen.items())
+
+
+def test_a_stopped_fine_tuning_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    start = llava_source(tmp_path)
+    state = torch.random.get_rng_state()
+    whole = tuned(tmp_path / "whole", start, epochs=3)
+    assert torch.equal(state, torch.random.get_rng_state())
+    seen: list[int] = []
+
+    def stop(count: int) -> None:
+        seen.append(count)
+        if sum(seen) == 1:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        tuned(folder, start, epochs=3, advance=stop)
+    assert (folder / "epoch-0001").is_dir() and not (folder / "trained").exists()
+    torch.manual_seed(99)
+    went_on: list[int] = []
+    again = tuned(folder, start, epochs=3, advance=went_on.append)
+    assert went_on == [1, 1, 1]
+    name = "trained.safetensors"
+    assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "trained"]
+    other = tuned(tmp_path / "other", start, epochs=3, seed=4)
+    assert (other / name).read_bytes() != (whole / name).read_bytes()
+
+
+def test_llava_rad_starts_without_what_reports_taught_it_unless_told(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    own, _, (_, projector, merged) = tiny_llava_rad(tmp_path)
+    published, _ = adapted(llava_source(tmp_path, published=True), 0)
+    base, _ = adapted(llava_source(tmp_path), 0)
+    for model, same in ((published, True), (base, False)):
+        name = "model.layers.0.self_attn.q_proj"
+        inner = model.language.base_model.model.get_submodule(name).base_layer.weight
+        assert torch.allclose(inner, merged.get_submodule(name).weight) == same
+        assert torch.equal(model.projector[0].weight, projector[0].weight) == same
+    plain = load_file(tmp_path / "base" / "model.safetensors")
+    weight = base.language.base_model.model.get_submodule(name).base_layer.weight
+    assert torch.equal(weight, plain[f"{name}.weight"])
+    for file in ("adapter_model.bin", "non_lora_trainables.bin"):
+        (own / file).unlink()
+    adapted(llava_source(tmp_path), 0)
+    with pytest.raises(UserError, match=r"adapter_model\.bin, non_lora_trainables\.bin missing"):
+        adapted(llava_source(tmp_path, published=True), 0)
+
+
+def test_regimes_are_scored_with_llava_rad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llava_rad(tmp_path)
+    images = sets(tmp_path / "images", train=4, test=4)
+    changes: dict[str, Any] = {
+        "generator": "llava-rad",
+        "llava_rad": "llava-rad",
+        "vicuna": "base",
+        "epochs": 1,
+        "tokens": 8,
+    }
+    found, said = run(tmp_path, images, **changes)
+    for regime, made in (("real", 0), ("synthetic", 4), ("mixed", 2)):
+        score = found["bleu1", regime, "overall"]
+        assert not isinstance(score.estimate, str)
+        assert score.n_fake == made
+    assert ("bleu1_difference", "mixed_minus_real", "overall") in found
+    assert any("llava-rad does not use encoder, decoder, size" in line for line in said)
+
+    def never(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(LlavaRad, "__init__", never)
+    again, _ = run(tmp_path, images, **changes)
+    assert again == found
+    # Another content of the files is another training.
+    with (tmp_path / "llava-rad" / "adapter_config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(AssertionError, match="done before"):
+        run(tmp_path, images, **changes)
+
+
+def test_what_llava_rad_lacks_is_said_before_anything(tmp_path: Path) -> None:
+    own, base, _ = tiny_llava_rad(tmp_path)
+    llava: dict[str, Any] = {"generator": "llava-rad", "llava_rad": str(own), "vicuna": str(base)}
+    assert any("does not use encoder" in remark for remark in check(tmp_path, **llava))
+    started = check(tmp_path, **llava, start="published")
+    assert any("have seen real reports" in remark for remark in started)
+    assert any("does not use vicuna" in remark for remark in check(tmp_path, vicuna="base"))
+    with pytest.raises(UserError, match="told where llava_rad and vicuna lie") as caught:
+        check(tmp_path, generator="llava-rad")
+    assert "--set report-generation.vicuna=lmsys/vicuna-7b-v1.5" in str(caught.value.hint)
+    with pytest.raises(UserError, match="report-generation vicuna"):
+        check(tmp_path, **llava | {"vicuna": "nowhere"})
+    with pytest.raises(UserError, match=r"biomedclipcxr_518_checkpoint\.pt missing"):
+        check(tmp_path, **llava | {"llava_rad": str(base)})
+    with pytest.raises(UserError, match="language model of LLaVA-Rad is not in"):
+        check(tmp_path, **llava | {"vicuna": str(own.parent)})
+    config = own / "adapter_config.json"
+    config.write_text(json.dumps({"r": "many"}))
+    with pytest.raises(UserError, match="does not describe a LoRA"):
+        check(tmp_path, **llava)
+    config.unlink()
+    check(tmp_path, **llava)
+    torch.save({"visual.trunk.norm.weight": torch.zeros(3)}, own / VISION[1])
+    with pytest.raises(UserError, match=r"checkpoint\.pt does not hold what"):
+        check(tmp_path, **llava)
+    torch.save({"state_dict": {}, "arguments": Path()}, own / VISION[1])
+    with pytest.raises(UserError, match="cannot be read without running code"):
+        check(tmp_path, **llava)
+    (own / VISION[0]).write_text(
+        json.dumps({"vision_cfg": {"timm_model_name": "hf-hub:owner/name", "image_size": 64}})
+    )
+    with pytest.raises(UserError, match="does not describe an image encoder"):
+        check(tmp_path, **llava)
+
+
+def test_llava_rad_has_the_defaults_that_it_was_published_with() -> None:
+    usual, llava = ReportParameters(), ReportParameters(generator="llava-rad")
+    assert (usual.epochs, usual.learning_rate) == (10, 5e-5)
+    assert (llava.epochs, llava.learning_rate) == (3, 1e-4)
+    assert ReportParameters(generator="llava-rad", epochs=1).epochs == 1
+    assert ReportParameters(**llava.model_dump()) == llava

@@ -20,7 +20,6 @@ from chexgenbench import (
 from chexgenbench_plugins.classification.data import by_id
 from chexgenbench_plugins.reports.settings import (
     METRIC,
-    SCRATCH,
     SPECS,
     ReportParameters,
     check_files,
@@ -48,26 +47,12 @@ class ReportGeneration(TaskMetric):
 
     @classmethod
     def weights(cls, parameters: ReportParameters, context: Context) -> Mapping[str, Path]:
-        return files_of(folders_of(parameters, context))
+        return files_of(parameters, folders_of(parameters, context))
 
     @classmethod
     def check(
         cls, parameters: ReportParameters, context: Context, tables: Mapping[str, PromptTable]
     ) -> Sequence[str]:
-        if parameters.generator == "llava-rad":
-            from chexgenbench_plugins.reports.llava_rad import refuse
-
-            refuse()
-        if parameters.width % parameters.heads:
-            raise UserError(
-                f"{METRIC}: the width {parameters.width} is no multiple of the "
-                f"{parameters.heads} heads."
-            )
-        if parameters.encoder == SCRATCH and parameters.size % parameters.patch:
-            raise UserError(
-                f"{METRIC}: the size {parameters.size} is no multiple of the patch "
-                f"{parameters.patch}."
-            )
         for side, table in tables.items():
             if len(table) < 2:
                 raise UserError(f"{METRIC} needs two {side} rows at least, and has {len(table)}.")
@@ -81,6 +66,7 @@ class ReportGeneration(TaskMetric):
 
     def run(self, task: Task) -> TaskResult:
         from chexgenbench_plugins.reports.experiment import compose, reports_of
+        from chexgenbench_plugins.reports.generators import generator_of
         from chexgenbench_plugins.reports.results import report_scores, scorer_of
 
         own = self.parameters
@@ -89,7 +75,8 @@ class ReportGeneration(TaskMetric):
         task = replace(task, sets=sets)
         folders = folders_of(own, task.context)
         scorer = scorer_of(own, task.context, folders)
-        regimes = {regime: reports_of(task, regime, own, folders) for regime in own.regimes}
+        generator = generator_of(own, task.context, folders, task.seed)
+        regimes = {regime: reports_of(task, regime, generator) for regime in own.regimes}
         counts = {}
         for regime in own.regimes:
             pairs = compose(regime, sets["real"], sets["synthetic"], task.seed)

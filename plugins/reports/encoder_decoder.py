@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from chexgenbench import UserError
+from chexgenbench_plugins.reports.checkpoints import (
+    checkpoint,
+    cuda_devices,
+    last_checkpoint,
+    trained_once,
+)
 from chexgenbench_plugins.reports.images import Chosen
 from chexgenbench_plugins.reports.vocabulary import joined, word_tokenizer
 
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase, VisionEncoderDecoderModel
 
-_DONE, _STATE = "trained", "epoch-{:04d}"
 _WHAT = "the report generator"
 _FILES_ALONE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """For ``from_pretrained``: no download, and neither code of a folder nor a question about it."""
@@ -100,20 +102,18 @@ def train(
     Raises:
         UserError: a half cannot be loaded, or the encoder wants other images.
     """
-    done = folder / _DONE
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if done.is_dir():
-            advance(training.epochs)
-        else:
-            _train(images, texts, folder, training, sizes, encoder, decoder, advance)
-    return done
+
+    def work(aside: Path) -> None:
+        _train(images, texts, folder, aside, training, sizes, encoder, decoder, advance)
+
+    return trained_once(folder, training.epochs, work, advance)
 
 
 def _train(
     images: NDArray[np.uint8] | Chosen,
     texts: Sequence[str],
     folder: Path,
+    result: Path,
     training: Training,
     sizes: Sizes,
     encoder: Path | None,
@@ -126,7 +126,7 @@ def _train(
     from transformers import get_cosine_schedule_with_warmup
 
     quiet()
-    with torch.random.fork_rng(_devices(training.device)):
+    with torch.random.fork_rng(cuda_devices(training.device)):
         torch.manual_seed(training.seed)
         network, tokenizer = _build(images.shape[1], texts, training, sizes, encoder, decoder)
         network.to(training.device)
@@ -145,7 +145,9 @@ def _train(
             step_scheduler_with_optimizer=False,
         )
         network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-        first = _resume(accelerator, folder)
+        first, state = last_checkpoint(folder)
+        if state is not None:
+            accelerator.load_state(str(state))
         advance(first)
         for epoch in range(first, training.epochs):
             torch.manual_seed(training.seed + 1 + epoch)
@@ -162,13 +164,11 @@ def _train(
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-            _save(accelerator, folder, epoch + 1)
+            with checkpoint(folder, epoch + 1) as aside:
+                accelerator.save_state(str(aside))
             advance(1)
-        with _whole(folder / _DONE) as aside:
-            accelerator.unwrap_model(network).save_pretrained(aside)
-            tokenizer.save_pretrained(aside)
-    for left in folder.glob("epoch-*"):
-        shutil.rmtree(left)
+        accelerator.unwrap_model(network).save_pretrained(result)
+        tokenizer.save_pretrained(result)
 
 
 def check_halves(encoder: Path | None, decoder: Path | None, *, size: int, tokens: int) -> None:
@@ -226,7 +226,7 @@ def _config(folder: Path, half: str) -> Any:
 
 
 def generate(
-    images: NDArray[np.uint8],
+    images: NDArray[np.uint8] | Chosen,
     folder: Path,
     *,
     tokens: int,
@@ -263,8 +263,9 @@ def generate(
         suppress_tokens=None if unknown in (None, tokenizer.eos_token_id) else [unknown],
     )
     reports: list[str] = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    rows = np.arange(images.shape[0])
+    for start in range(0, len(rows), batch_size):
+        batch = images[rows[start : start + batch_size]]
         with torch.inference_mode():
             ids = network.generate(
                 pixel_values=_pixels(batch, network, device), generation_config=settings
@@ -378,36 +379,3 @@ def _pixels(images: NDArray[np.uint8], network: Any, device: str) -> torch.Tenso
 
     scaled = torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
     return scaled.expand(-1, network.config.encoder.num_channels, -1, -1).to(device)
-
-
-def _devices(device: str) -> list[int]:
-    """The CUDA devices whose random numbers are used."""
-    return [int(device.partition(":")[2] or 0)] if device.startswith("cuda") else []
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that becomes it when the block ends without an error."""
-    aside = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    aside.replace(folder)
-
-
-def _save(accelerator: Any, folder: Path, epoch: int) -> None:
-    target = folder / _STATE.format(epoch)
-    with _whole(target) as aside:
-        accelerator.save_state(str(aside))
-    for older in folder.glob("epoch-*"):
-        if older != target:
-            shutil.rmtree(older)
-
-
-def _resume(accelerator: Any, folder: Path) -> int:
-    """Loads the last checkpoint; how many epochs it has seen, 0 where there is none."""
-    saved = sorted(folder.glob("epoch-????"))
-    if not saved:
-        return 0
-    accelerator.load_state(str(saved[-1]))
-    return int(saved[-1].name.removeprefix("epoch-"))

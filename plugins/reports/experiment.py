@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from chexgenbench import ImageSet, NotApplicable, Task
-from chexgenbench.files import digest, read_json, sha256_bytes, sha256_file, write_json
-from chexgenbench_plugins.reports.encoder_decoder import Sizes, Training, generate, train
-from chexgenbench_plugins.reports.images import Chosen, grey_images
+from chexgenbench.files import digest, read_json, sha256_bytes, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from chexgenbench_plugins.reports.settings import Regime, ReportParameters
+    from chexgenbench_plugins.reports.generators import Generator
+    from chexgenbench_plugins.reports.settings import Regime
 
 FEWEST = 2
 """Pairs that a training needs."""
@@ -63,9 +58,7 @@ def compose(
     return pairs
 
 
-def reports_of(
-    task: Task, regime: Regime, parameters: ReportParameters, folders: Mapping[str, Path]
-) -> list[str]:
+def reports_of(task: Task, regime: Regime, generator: Generator[Any]) -> list[str]:
     """The reports that a generator trained in this regime writes for the images of ``test``.
 
     Images, trained weights and reports are kept in parts of the task, named by all that decides
@@ -74,8 +67,7 @@ def reports_of(
     Args:
         task: With the sets ``real``, ``synthetic`` and ``test``, each in the order of its ids.
         regime: What to train on.
-        parameters: How the generator is made and trained.
-        folders: ``encoder`` and ``decoder`` where they are loaded.
+        generator: What is trained.
 
     Raises:
         NotApplicable: too few pairs.
@@ -84,81 +76,31 @@ def reports_of(
     pairs = compose(regime, task.sets["real"], task.sets["synthetic"], task.seed)
     sources = (task.sets["real"], task.sets["synthetic"])
     texts = [texts_of(images) for images in sources]
-    size = parameters.size
-    training = Training(
-        epochs=parameters.epochs,
-        batch_size=parameters.batch_size,
-        learning_rate=parameters.learning_rate,
-        tokens=parameters.tokens,
-        seed=task.seed % 2**32,
-        device=task.context.device,
-    )
-    sizes = Sizes(
-        width=parameters.width,
-        layers=parameters.layers,
-        heads=parameters.heads,
-        patch=parameters.patch,
-    )
-    parts = {name: folders[name] for name in ("encoder", "decoder") if name in folders}
     wanted = [texts[synthetic][at] for synthetic, at in pairs]
     facts = {
         "images": digest([sources[synthetic].keys[at] for synthetic, at in pairs]),
         "texts": sha256_bytes("\0".join(wanted).encode()),
-        "size": size,
-        "training": {**vars(training), "device": training.device.partition(":")[0]},
-        "sizes": vars(sizes),
-        "parts": {name: _hashes(folder) for name, folder in parts.items()},
+        **generator.facts,
     }
     folder = task.part("train", facts)
-    kinds = sorted({synthetic for synthetic, _ in pairs})
-    stores = {kind: pixels(task, sources[kind], size) for kind in kinds}
-    images = Chosen(stores, pairs)
-    with task.stage(f"train on {regime} reports", training.epochs, "epochs") as advance:
-        trained = train(
-            images,
-            wanted,
-            folder,
-            training=training,
-            sizes=sizes,
-            encoder=parts.get("encoder"),
-            decoder=parts.get("decoder"),
-            advance=advance,
-        )
-    return _written(task, regime, trained, facts, size=size, training=training)
-
-
-def pixels(task: Task, images: ImageSet, size: int) -> NDArray[np.uint8]:
-    """The set's images at that size, decoded once for all runs: uint8 [n, size, size], mapped."""
-    folder = task.part("images", digest(list(images.keys)), size)
-    with task.stage("read images", len(images), "images") as advance:
-        return grey_images(images.paths, folder, size=size, advance=advance)
+    images = generator.read(task, sources, pairs)
+    epochs = generator.training.epochs
+    with task.stage(f"train on {regime} reports", epochs, "epochs") as advance:
+        trained = generator.train(images, wanted, folder, advance)
+    return _written(task, regime, generator, trained, facts)
 
 
 def _written(
-    task: Task, regime: Regime, trained: Path, facts: Any, *, size: int, training: Training
+    task: Task, regime: Regime, generator: Generator[Any], trained: Path, facts: Any
 ) -> list[str]:
     test = task.sets["test"]
     folder = task.part("write", facts, digest(list(test.keys)))
     file = folder / "reports.json"
     with FileLock(folder / "lock"):
         if not file.is_file():
-            images = pixels(task, test, size)
+            images = generator.read(task, (test,), [(0, at) for at in range(len(test))])
             with task.stage(f"write reports after {regime}", len(test), "images") as advance:
-                reports = generate(
-                    images,
-                    trained,
-                    tokens=training.tokens,
-                    batch_size=training.batch_size,
-                    device=training.device,
-                    advance=advance,
-                )
+                reports = generator.write(images, trained, advance)
             write_json(file, reports)
     found: list[str] = read_json(file)
     return found
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    from chexgenbench_plugins.weights import safe_weight_files
-
-    files = safe_weight_files(folder, "report-generation")
-    return {str(path.relative_to(folder)): sha256_file(path) for path in files}

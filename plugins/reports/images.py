@@ -57,7 +57,7 @@ class Chosen:
     """
 
     def __init__(
-        self, stores: Mapping[bool, NDArray[np.uint8]], places: Sequence[tuple[bool, int]]
+        self, stores: Mapping[int, NDArray[np.uint8]], places: Sequence[tuple[int, int]]
     ) -> None:
         """Image i is that of ``places[i]``: a store and a position in it."""
         self._stores, self._places = stores, places

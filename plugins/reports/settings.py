@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from chexgenbench import Context, Location, Parameters, ScoreSpec, UserError
 from chexgenbench.environments import python_of
 
 METRIC = "report-generation"
 SCRATCH = "scratch"
+HALVES, LLAVA_RAD = ("encoder", "decoder"), ("llava_rad", "vicuna")
+"""What the two generators load, by the name of the parameter."""
+_SCRATCH_SIZES = ("size", "width", "layers", "heads", "patch")
 
 Regime = Literal["real", "synthetic", "mixed"]
 Uncertain = Literal["positive", "negative"]
@@ -62,7 +65,21 @@ class ReportParameters(Parameters):
         description="What to train on: real, synthetic, mixed (half of the real images replaced).",
     )
     generator: Literal["vision-encoder-decoder", "llava-rad"] = Field(
-        "vision-encoder-decoder", description="The model that writes reports."
+        "vision-encoder-decoder",
+        description="The model that writes reports; llava-rad needs llava_rad and vicuna, and a "
+        "GPU in practice.",
+    )
+    llava_rad: Annotated[str | None, Location()] = Field(
+        None, description="LLaVA-Rad's files: a folder or hub id, such as microsoft/llava-rad."
+    )
+    vicuna: Annotated[str | None, Location()] = Field(
+        None,
+        description="LLaVA-Rad's language model, in the same way, such as lmsys/vicuna-7b-v1.5.",
+    )
+    start: Literal["base", "published"] = Field(
+        "base",
+        description="What llava-rad starts from: the language model as it is and a new projector, "
+        "or the published LoRA and projector, which were trained on real reports.",
     )
     encoder: Annotated[str, Location()] = Field(
         "google/vit-base-patch16-224-in21k",
@@ -79,9 +96,9 @@ class ReportParameters(Parameters):
     layers: int = Field(2, ge=1, description="Of a half that is made from scratch.")
     heads: int = Field(4, ge=1, description="Of attention, from scratch; divides the width.")
     patch: int = Field(16, ge=2, description="Pixels a side of an image token, from scratch.")
-    epochs: int = Field(10, ge=1, description="Rounds through the training pairs.")
+    epochs: int = Field(10, ge=1, description="Rounds through the pairs; llava-rad: 3.")
     batch_size: int = Field(32, ge=1, description="Pairs a step.")
-    learning_rate: float = Field(5e-5, gt=0, description="Of AdamW, the highest.")
+    learning_rate: float = Field(5e-5, gt=0, description="Of AdamW, the highest; llava-rad: 1e-4.")
     tokens: int = Field(128, ge=4, le=1024, description="Of a report at most.")
     labeller: Literal["chexbert", "phantom", "none"] = Field(
         "chexbert", description="What reads the findings off reports."
@@ -108,6 +125,14 @@ class ReportParameters(Parameters):
         False, description="Take each row for a patient where the split knows none."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published_recipe(cls, values: Any) -> Any:
+        """Other defaults for LLaVA-Rad: those that it was published with."""
+        if isinstance(values, dict) and values.get("generator") == "llava-rad":
+            return {"epochs": 3, "learning_rate": 1e-4, **values}
+        return values
+
 
 def folders_of(parameters: ReportParameters, context: Context) -> dict[str, Path]:
     """The folders that are named or by default needed, by the name of the parameter.
@@ -117,8 +142,17 @@ def folders_of(parameters: ReportParameters, context: Context) -> dict[str, Path
     """
     from chexgenbench_plugins.weights import weight_folder
 
+    named = LLAVA_RAD if parameters.generator == "llava-rad" else HALVES
+    lacking = [name for name in named if getattr(parameters, name) is None]
+    if lacking:
+        published = {"llava_rad": "microsoft/llava-rad", "vicuna": "lmsys/vicuna-7b-v1.5"}
+        raise UserError(
+            f"{METRIC}: the generator llava-rad must be told where {' and '.join(lacking)} lie.",
+            hint=" ".join(f"--set {METRIC}.{name}={published[name]}" for name in lacking)
+            + " (a folder, or a hub id that was fetched: hf download ID)",
+        )
     found: dict[str, Path] = {}
-    for name in ("encoder", "decoder", "bertscore"):
+    for name in (*named, "bertscore"):
         source = getattr(parameters, name)
         if source not in (None, SCRATCH):
             found[name] = weight_folder(
@@ -159,7 +193,7 @@ def radgraph_python(context: Context) -> Path:
     return found
 
 
-def files_of(folders: Mapping[str, Path]) -> dict[str, Path]:
+def files_of(parameters: ReportParameters, folders: Mapping[str, Path]) -> dict[str, Path]:
     """The files in those folders that decide the scores, by ``PARAMETER/NAME``.
 
     Raises:
@@ -181,6 +215,14 @@ def files_of(folders: Mapping[str, Path]) -> dict[str, Path]:
             from chexgenbench_plugins.reports.scores import radgraph_files
 
             files = radgraph_files(folder)
+        elif name == "llava_rad":
+            from chexgenbench_plugins.reports.llava_rad import own_files
+
+            files = own_files(folder, published=parameters.start == "published")
+        elif name == "vicuna":
+            from chexgenbench_plugins.reports.llava_rad import base_files
+
+            files = base_files(folder)
         else:
             files = list(safe_weight_files(folder, f"{METRIC} {name}"))
         found |= {f"{name}/{path.relative_to(folder)}": path for path in sorted(files)}
@@ -198,12 +240,34 @@ def check_files(parameters: ReportParameters, context: Context) -> None:
     from chexgenbench_plugins.reports.scores import check_radgraph, text_encoder_config
 
     folders = folders_of(parameters, context)
-    check_halves(
-        folders.get("encoder"),
-        folders.get("decoder"),
-        size=parameters.size,
-        tokens=parameters.tokens,
-    )
+    if parameters.generator == "llava-rad":
+        from chexgenbench_plugins.reports.fine_tuning import lora_settings
+        from chexgenbench_plugins.reports.llava_rad import check_llava_rad
+
+        check_llava_rad(
+            folders["llava_rad"],
+            folders["vicuna"],
+            published=parameters.start == "published",
+            allow_pickle=context.allow_pickle,
+        )
+        lora_settings(folders["llava_rad"])
+    else:
+        if parameters.width % parameters.heads:
+            raise UserError(
+                f"{METRIC}: the width {parameters.width} is no multiple of the "
+                f"{parameters.heads} heads."
+            )
+        if parameters.encoder == SCRATCH and parameters.size % parameters.patch:
+            raise UserError(
+                f"{METRIC}: the size {parameters.size} is no multiple of the patch "
+                f"{parameters.patch}."
+            )
+        check_halves(
+            folders.get("encoder"),
+            folders.get("decoder"),
+            size=parameters.size,
+            tokens=parameters.tokens,
+        )
     if "bertscore" in folders:
         text_encoder_config(folders["bertscore"], parameters.bertscore_layer)
     if "chexbert" in folders and parameters.labeller == "chexbert":
@@ -231,8 +295,18 @@ def missing_scores(parameters: ReportParameters) -> dict[str, str]:
 
 
 def remarks(parameters: ReportParameters) -> list[str]:
-    """`missing_scores` as sentences, one a reason."""
+    """What the settings leave out, as sentences: `missing_scores`, and settings without effect."""
+    llava = parameters.generator == "llava-rad"
+    others = (*HALVES, *_SCRATCH_SIZES) if llava else (*LLAVA_RAD, "start")
+    fields = type(parameters).model_fields
+    idle = [name for name in others if getattr(parameters, name) != fields[name].default]
+    said = [f"generator={parameters.generator} does not use {', '.join(idle)}."] if idle else []
+    if llava and parameters.start == "published":
+        said.append(
+            "start=published: these weights have seen real reports, so the synthetic regime is not "
+            "of synthetic images alone."
+        )
     names: dict[str, list[str]] = {}
     for name, reason in missing_scores(parameters).items():
         names.setdefault(reason, []).append(name)
-    return [f"no {', '.join(some)}: {reason}." for reason, some in names.items()]
+    return said + [f"no {', '.join(some)}: {reason}." for reason, some in names.items()]
