@@ -10,7 +10,7 @@ run: .venv/installed
 # A worker for each core; one needs some 4 GB.
 WORKERS = logical
 test: lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 30
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations 30
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

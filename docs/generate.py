@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from chexgenbench.registry import KINDS, load_registry
+from chexgenbench.store.cookbook import saved_queries
 from chexgenbench.store.schema import TABLES, VIEWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,7 @@ def pages() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "architecture.md": {"layers": fenced("\n".join(layers()))},
         ROOT / "docs" / "phantom.md": {"training": training()},
         ROOT / "docs" / "store.md": {"schema": schema()},
+        ROOT / "docs" / "cookbook.md": {"queries": queries()},
         ROOT / "docs" / "commands.md": {"commands": commands()},
         ROOT / "docs" / "plugins.md": {"plugins": plugins()},
         ROOT / "docs" / "models.md": {"models": models()},
@@ -149,6 +151,16 @@ def schema() -> str:
         lines += ["", f"Key: {', '.join(table.key)}.", ""]
     for name, (comment, _) in VIEWS.items():
         lines += [f"## {name} (view)", "", comment, ""]
+    return "\n".join(lines)
+
+
+def queries() -> str:
+    """The saved queries, as `query --saved` asks them."""
+    lines: list[str] = []
+    for each in saved_queries().values():
+        lines += [f"## {each.question}", "", f"`chexgenbench query --saved {each.name}`", ""]
+        lines += [each.note, ""] if each.note else []
+        lines += ["```sql", each.sql, "```", ""]
     return "\n".join(lines)
 
 

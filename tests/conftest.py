@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # Several workers share the cores; each, and what it starts, computes with its part of them.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
@@ -30,19 +31,25 @@ settings.register_profile("chexgenbench", deadline=None)
 settings.load_profile("chexgenbench")
 
 
+_OF_THE_DEMO = {"test_demo.py", "test_docs.py", "test_numbers.py", "test_page.py"}
+"""Files with tests of the whole demo."""
+
 _LONGEST = ("demo", "test_privacy_utility", "test_ray", "test_job_kinds", "test_shards")
 
 
+def _group(path: Path) -> str:
+    """What runs in one worker: the tests of a file, and all files with tests of the whole demo,
+    so that what they share is made once."""
+    return "demo" if path.name in _OF_THE_DEMO else str(path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file run in one worker, and those of the whole demo run in one, wherever they
-    stand: what they share is made once. What takes minutes comes first, so that the workers end
-    together."""
+    """What takes minutes comes first, so that the workers end together."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        shared = "demo" in getattr(item, "fixturenames", ())
-        group = "demo" if shared else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups.setdefault(group, []).append(item)
+        groups.setdefault(_group(item.path), []).append(item)
+        if "demo" in getattr(item, "fixturenames", ()) and item.path.name not in _OF_THE_DEMO:
+            raise pytest.UsageError(f"{item.path.name} takes the demo: put it into _OF_THE_DEMO")
 
     def place(group: str) -> tuple[int, int]:
         name = Path(group).stem
@@ -50,6 +57,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return at, -sum(item.get_closest_marker("slow") is not None for item in groups[group])
 
     items[:] = [item for group in sorted(groups, key=place) for item in groups[group]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By `_group`. The marks of pytest-xdist 3.8 for that have no effect under pytest 9.2, which
+    takes no other name for a test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(Path(nodeid.partition("::")[0]))
+
+    return Groups(config, log)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from chexgenbench.store.cookbook import saved_queries, saved_query
+from chexgenbench.store.store import Store
 from desk import Desk, Done
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,6 +97,40 @@ def test_the_commands_of_the_scores_page_work(demo: tuple[Desk, Done]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert len(done.stdout.split()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["cookbook", "store"])
+def test_the_commands_and_code_of_a_page_about_sql_work(
+    demo: tuple[Desk, Done], page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for line in [line for block in blocks(text, "sh") for line in block.splitlines()]:
+        assert demo[0].run(*shlex.split(line)[1:]).out.strip() or "--out" in line
+    codes = blocks(text, "python")
+    assert len(codes) == (2 if page == "store" else 0)
+    for code in codes:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=demo[0].home,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "oracle" in done.stdout
+
+
+NOT_OF_THE_DEMO = {"copies", "pareto-privacy", "privacy-excess", "utility", "versions"}
+"""Saved queries about privacy, utility or a second version of a model."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", saved_queries())
+def test_a_saved_query_is_answered(demo: tuple[Desk, Done], name: str) -> None:
+    answer = Store(demo[0].home / "Results" / "chexgenbench.duckdb").query(saved_query(name).sql)
+    assert bool(answer.num_rows) == (name not in NOT_OF_THE_DEMO)
+    assert all(len(set(column)) == len(column) for column in [answer.column_names])
 
 
 @pytest.mark.slow

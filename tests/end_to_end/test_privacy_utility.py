@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm
 
+from chexgenbench.store.cookbook import saved_query
+from chexgenbench.store.store import Store
 from desk import Desk, Done
 
 # Scores of privacy that have a control, and the direction of a leak.
@@ -40,6 +42,21 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Desk, Done]:
     done = desk.run("run", "--suite", "quick")
     print(f"the quick suite took {done.seconds:.0f} s", file=sys.stderr)
     return desk, done
+
+
+@pytest.mark.parametrize("name", ["copies", "pareto-privacy", "privacy-excess", "utility"])
+def test_a_saved_query_is_answered(quick: tuple[Desk, Done], name: str) -> None:
+    desk, _ = quick
+    rows = Store(desk.home / "Results" / "chexgenbench.duckdb").query(saved_query(name).sql)
+    models = set(rows["model"].to_pylist())
+    if name == "pareto-privacy":
+        front = {row["model"]: row["on_the_front"] for row in rows.to_pylist()}
+        assert front["oracle"] and not front["half"]
+        assert len(front) == 5
+    elif name == "utility":
+        assert models == {"oracle", "phantom-diffusion", "memorizer", "half", "noise"}
+    else:
+        assert {"memorizer", "half"} <= models
 
 
 @pytest.fixture(scope="session")

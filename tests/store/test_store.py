@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from chexgenbench.cli.shell import Shell, _found
 from chexgenbench.errors import UserError
-from chexgenbench.store import questions
+from chexgenbench.store import exports, questions
 from chexgenbench.store import store as store_module
+from chexgenbench.store.cookbook import saved_queries, saved_query
 from chexgenbench.store.export_csv import OWN_COLUMNS, PUBLISHED_COLUMNS, export_run
 from chexgenbench.store.records import ADDED, RUN_TABLES, SCHEMAS, RunRecord, conform
 from chexgenbench.store.render import render
@@ -24,6 +30,7 @@ from chexgenbench.store.run_directory import read_record, run_folders, write_rec
 from chexgenbench.store.schema import SCHEMA_VERSION, TABLES, VIEWS
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
+from desk import SCRIPT, Desk
 
 
 def record(run_id: str, model: str = "oracle", minute: int = 0, **changes: object) -> RunRecord:
@@ -212,6 +219,200 @@ def test_latest_run_leads(store: Store, tmp_path: Path) -> None:
     for bad in ({"metric": "fdi"}, {"subset": "Edma"}, {"sort": "x; drop table runs"}):
         with pytest.raises(UserError):
             questions.leaderboard(store, **bad)
+
+
+def test_a_later_version_that_is_worse_is_found(store: Store, tmp_path: Path) -> None:
+    """By a saved query: the same name with other weights, and scores on the same basis."""
+    sql = saved_query("versions").sql
+    assert store.query(sql).num_rows == 0
+    runs = tmp_path / "runs"
+    later = record("ad-4", minute=5, weights={"unet": "def"})
+    write_run(runs / "ad-4", later, tables(later, fid=0.5))
+    store.ingest([runs / "ad-4"])
+    found = store.query(sql).to_pylist()
+    assert {(row["metric"], row["subset"]) for row in found} == {
+        ("fid", subset) for subset in ("overall", *FINDINGS) if subset != "Fracture"
+    }
+    assert all(row["model"] == "oracle" and row["difference"] > 0 for row in found)
+    # Higher is better for the others, so that they got better.
+    again = record("ae-5", minute=6, weights={"unet": "def"}, seed=8)
+    write_run(runs / "ae-5", again, tables(again, fid=0.4))
+    store.ingest([runs / "ae-5"])
+    assert {row["value_b"] for row in store.query(sql).to_pylist()} == {0.5, 0.4}
+
+
+def test_prompts_that_fail_in_all_models(store: Store, tmp_path: Path) -> None:
+    """By a saved query: of 40 prompts one is among the worst of both models, one of one only."""
+    runs = tmp_path / "runs"
+    for run_id, model, low in (("ba-1", "oracle", ("p3", "p9")), ("bb-2", "noise", ("p3", "p5"))):
+        run = record(run_id, model, minute=9)
+        made = tables(run)
+        base = made["sample_scores"].iloc[0].to_dict()
+        made["sample_scores"] = pd.DataFrame(
+            [
+                base | {"image_id": f"i{n}", "prompt_id": f"p{n}", "value": value}
+                for n in range(40)
+                for value in [-1.0 if f"p{n}" in low else n / 40]
+            ]
+        )
+        write_run(runs / run_id, run, made)
+    store.ingest([runs / "ba-1", runs / "bb-2"])
+    found = store.query(saved_query("failing-prompts").sql).to_pylist()
+    # p0 and p1 are among the lowest four of both; p9 and p5 are so in one.
+    assert [row["prompt_id"] for row in found] == ["p3", "p0", "p1"]
+    assert found[0]["images"] == 2 and found[0]["alignment"] == -1.0
+
+
+def test_every_saved_query_is_one_statement_with_a_question() -> None:
+    assert len(saved_queries()) >= 15
+    for each in saved_queries().values():
+        assert each.question.endswith("?")
+        assert len(duckdb.extract_statements(each.sql)) == 1
+        assert ";" not in each.sql
+    with pytest.raises(UserError, match="no saved query named 'rank'"):
+        saved_query("rank")
+
+
+def test_a_statement_comes_from_an_argument_a_file_a_pipe_or_the_cookbook(
+    store: Store, tmp_path: Path
+) -> None:
+    desk = Desk(tmp_path, tmp_path / "cache")
+    sql = "-- Which?\nselect run_id from runs order by 1"
+    (tmp_path / "mine.sql").write_text(sql)
+    expected = "run_id\naa-1\nab-2\n"
+    assert desk.run("query", "--file", "mine.sql", "-f", "csv").out == expected
+    command = [str(SCRIPT), "query", "--file", "-", "-f", "csv"]
+    piped = subprocess.run(
+        command, input=sql, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert piped.stdout == expected
+    desk.run("query", "--file", "mine.sql", "--out", "mine.csv")
+    assert (tmp_path / "mine.csv").read_text() == expected
+    desk.run("query", "--file", "mine.sql", "--out", "mine.parquet")
+    assert pd.read_parquet(tmp_path / "mine.parquet")["run_id"].tolist() == ["aa-1", "ab-2"]
+    assert "oracle" in desk.run("query", "--saved", "ranks").out
+    shown = desk.run("queries", "show", "ranks").out
+    (tmp_path / "ranks.sql").write_text(shown)
+    assert "oracle" in desk.run("query", "--file", "ranks.sql").out
+    assert len(json.loads(desk.run("queries", "list", "-f", "json").out)) == len(saved_queries())
+    for wrong, message in (
+        ((), "Give one statement, --file or --saved"),
+        (("select 1", "--saved", "ranks"), "Give one statement, --file or --saved"),
+        (("--file", "none.sql"), "none.sql cannot be read: No such file or directory"),
+        (("--saved", "rank"), "There is no saved query named 'rank'"),
+    ):
+        assert message in desk.run("query", *wrong, code=2).err
+
+
+def test_a_shell_on_a_copy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB's own, which cannot write there; what it does is done to a copy."""
+    home = store.path.parent.parent
+    before = store.path.read_bytes()
+
+    def shell(sql: str) -> subprocess.CompletedProcess[str]:
+        command = [str(SCRIPT), "sql", "--shell", "duckdb", "--home", str(home)]
+        return subprocess.run(command, input=sql, capture_output=True, text=True)
+
+    done = shell(".mode csv\nselect model from runs order by 1;\n")
+    assert done.stdout.split() == ["model", "noise", "oracle"]
+    done = shell("delete from runs;\n")
+    assert done.returncode and "read-only" in done.stderr
+    assert store.path.read_bytes() == before
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(home))
+    monkeypatch.setenv("PATH", str(home))
+    for wanted in (None, Shell.harlequin):
+        with pytest.raises(UserError, match=r"There is no .*harlequin") as error:
+            _found(wanted)
+        assert "pip install duckdb-cli" in str(error.value.hint)
+
+
+def test_a_table_for_latex(store: Store) -> None:
+    text = exports.latex(store, metrics=["fid", "alignment"])
+    lines = text.splitlines()
+    head = next(line for line in lines if line.startswith("Model"))
+    assert head.count("&") == 4  # fid on three encoders, and alignment
+    assert r"fid (inception-v3) $\downarrow$" in head
+    assert r"alignment (phantom-clip) $\uparrow$" in head
+    oracle, noise = (
+        next(line for line in lines if line.startswith(name)) for name in ("oracle", "noise")
+    )
+    # Bold where a model is the best beyond chance, and nowhere where none is.
+    assert r"\textbf{0.333} {\scriptsize [0.313, 0.353]}" in oracle
+    assert r"2.500 {\scriptsize [2.480, 2.520]}" in noise
+    assert all(line.endswith(r" \\") for line in (head, oracle, noise))
+    assert lines[-1] == r"\end{tabular}"
+    with pytest.raises(UserError, match="no metric named 'fids'"):
+        exports.latex(store, metrics=["fids"])
+    with pytest.raises(UserError, match="no scores of Fracture"):
+        exports.latex(store, subset="Fracture")
+
+
+def test_small_numbers_are_scaled_and_names_are_escaped(store: Store, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = record("ca-1", "half_50%", 9)
+    made = tables(run)
+    made["scores"][["value", "ci_low", "ci_high"]] = [-1.4e-5, -4.1e-5, 1.3e-5]
+    write_run(runs / "ca-1", run, made)
+    fresh = Store(tmp_path / "other.duckdb")
+    fresh.ingest([runs / "ca-1"])
+    text = exports.latex(fresh, metrics=["fid"])
+    assert r"half\_50\% & -1.4 {\scriptsize [-4.1, 1.3]}" in text
+    assert r"$\times 10^{-5}$" in text
+
+
+def test_a_model_card_has_the_scores(store: Store) -> None:
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    block = yaml.safe_load(exports.model_index(store, "oracle"))
+    name, results = model_index_to_eval_results(block["model-index"])
+    assert name == "oracle"
+    fid = next(r for r in results if r.metric_name == "fid (rad-dino)")
+    assert fid.metric_value == 1 / 3
+    assert fid.metric_args["interval_95"] == [1 / 3 - 0.02, 1 / 3 + 0.02]
+    assert fid.task_type == "text-to-image"
+    with pytest.raises(UserError, match="no model named 'oracl'"):
+        exports.model_index(store, "oracl")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_every_table_as_a_file(store: Store, tmp_path: Path, kind: Any) -> None:
+    secret = record("cb-2", "mine", 7, credentialed=True, images_root="/data/mimic")
+    write_run(tmp_path / "runs" / "cb-2", secret, tables(secret))
+    store.ingest([tmp_path / "runs" / "cb-2"])
+    for include in (False, True):
+        folder = tmp_path / f"out-{include}"
+        counts = exports.write_tables(store, folder, kind, include_credentialed=include)
+        read = pd.read_parquet if kind == "parquet" else pd.read_csv
+        found = {
+            path.stem: read(path) for path in folder.glob(f"*.{kind}") if path.stem != "columns"
+        }
+        assert {name: len(frame) for name, frame in found.items()} == counts
+        assert counts["scores"] == 3 * 5 * 15 and counts["leaderboard"] == 3 * 5 * 15
+        prompts = found["prompts"].set_index("run_id")["prompt"]
+        assert prompts["aa-1"] == "x"
+        assert pd.isna(prompts["cb-2"]) != include
+        roots = found["runs"].set_index("run_id")["images_root"]
+        assert pd.isna(roots["cb-2"]) != include
+        columns = pd.read_csv(folder / "columns.csv")
+        assert set(columns["table_name"]) == set(found)
+        with pytest.raises(UserError, match="is not empty"):
+            exports.write_tables(store, folder, kind)
+
+
+def test_a_new_store_is_read_by_older_clients(store: Store) -> None:
+    """The shell on the package registry is a release behind the library."""
+    shell = shutil.which("duckdb", path=sysconfig.get_path("scripts"))
+    assert shell is not None
+    command = [
+        shell,
+        "-readonly",
+        "-csv",
+        str(store.path),
+        "-c",
+        "select run_id from runs order by 1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["run_id", "aa-1", "ab-2"]
 
 
 def test_questions_about_runs(store: Store) -> None:

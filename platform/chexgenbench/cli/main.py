@@ -13,11 +13,13 @@ from chexgenbench.cli import (
     convert,
     dataset,
     env,
+    export,
     jobs,
     plugins,
     reference,
     results,
     run,
+    shell,
     splits,
 )
 from chexgenbench.errors import ChexGenBenchError
@@ -67,12 +69,15 @@ app.command("worker")(jobs.worker)
 app.command("jobs")(jobs.jobs)
 app.command("merge")(jobs.merge)
 app.command("query")(results.query)
+app.command("sql")(shell.sql)
 app.command("leaderboard")(results.leaderboard)
 app.command("compare")(results.compare)
 app.command("report")(results.report)
+app.add_typer(results.queries, name="queries")
 app.add_typer(results.runs, name="runs")
 app.add_typer(results.store, name="store")
 app.add_typer(reference.app, name="reference")
+app.add_typer(export.app, name="export")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(env.app, name="env")
 app.add_typer(containers.app, name="containers")

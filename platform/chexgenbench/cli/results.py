@@ -30,9 +30,21 @@ class Format(StrEnum):
 
 runs = typer.Typer(help="The runs in the store.", no_args_is_help=True)
 store = typer.Typer(help="The store itself.", no_args_is_help=True)
+queries = typer.Typer(help="Questions in SQL that come with the platform.", no_args_is_help=True)
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to show the result.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="A file.", show_default="the screen")]
+FormatOption = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="How to show the result.",
+        show_default="what the file's name says, else table",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="A file, such as a.csv or a.parquet.", show_default="screen"),
+]
 
 Published = Annotated[
     bool, typer.Option("--published", help="Beside the paper's numbers.", show_default="off")
@@ -40,13 +52,74 @@ Published = Annotated[
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="One SQL statement; the store is read-only.")],
-    format: FormatOption = Format.table,
+    sql: Annotated[
+        str | None,
+        typer.Argument(help="One SQL statement; the store is read-only.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", help="A file with the statement; - is standard input.", show_default="none"
+        ),
+    ] = None,
+    saved: Annotated[
+        str | None,
+        typer.Option(help="One of `chexgenbench queries list`.", show_default="none"),
+    ] = None,
+    format: FormatOption = None,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
     """Ask the store in SQL."""
-    _show(_open(home)[1].query(sql), format, out)
+    _show(_open(home)[1].query(_statement(sql, file, saved)), format, out)
+
+
+def _statement(sql: str | None, file: Path | None, saved: str | None) -> str:
+    """The one statement that was given, in whichever way."""
+    from chexgenbench.errors import UserError
+
+    if sum(each is not None for each in (sql, file, saved)) != 1:
+        raise UserError(
+            "Give one statement, --file or --saved.",
+            hint='chexgenbench query "select * from leaderboard"; saved ones: '
+            "chexgenbench queries list",
+        )
+    if saved is not None:
+        from chexgenbench.store.cookbook import saved_query
+
+        return saved_query(saved).sql
+    if file is None:
+        assert sql is not None
+        return sql
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(f"{file} cannot be read: {why}.") from error
+
+
+@queries.command("list")
+def list_queries(format: FormatOption = None, out: Out = None) -> None:
+    """All saved queries; `chexgenbench query --saved NAME` asks one."""
+    import pyarrow as pa
+
+    from chexgenbench.store.cookbook import saved_queries
+
+    rows = [{"name": each.name, "question": each.question} for each in saved_queries().values()]
+    _show(pa.Table.from_pylist(rows), format, out)
+
+
+@queries.command("show")
+def show_query(
+    name: Annotated[str, typer.Argument(help="A saved query.")],
+) -> None:
+    """The statement of a saved query, to change and to give to `query --file`."""
+    from chexgenbench.store.cookbook import saved_query
+
+    found = saved_query(name)
+    for line in filter(None, (found.question, found.note)):
+        print(f"-- {line}")
+    print(found.sql)
 
 
 def leaderboard(
@@ -64,7 +137,7 @@ def leaderboard(
     ] = None,
     suite: Annotated[str | None, typer.Option(help="One suite.", show_default="all")] = None,
     published: Published = False,
-    format: FormatOption = Format.table,
+    format: FormatOption = None,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
@@ -99,7 +172,7 @@ def compare(
         str | None, typer.Option(help="One subset, such as overall.", show_default="all")
     ] = None,
     published: Published = False,
-    format: FormatOption = Format.table,
+    format: FormatOption = None,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
@@ -131,7 +204,7 @@ def compare(
     from chexgenbench.workflow.differences import caveats, compare_runs
 
     result = _only(compare_runs(place, opened, first, second), subset)
-    if format is Format.table and out is None and result.num_rows:
+    if _chosen(format, out) is Format.table and out is None and result.num_rows:
         for side in "ab":
             print(f"{side}: {result[f'model_{side}'][0]}, run {result[f'run_{side}'][0]}")
     shown = ("metric", "encoder", "subset", "value_a", "value_b", "difference", "ci_low", "ci_high")
@@ -179,7 +252,7 @@ def report(
 
 
 @runs.command("list")
-def list_(format: FormatOption = Format.table, out: Out = None, home: HomeFolder = None) -> None:
+def list_(format: FormatOption = None, out: Out = None, home: HomeFolder = None) -> None:
     """All runs, the newest first."""
     from chexgenbench.store import questions
 
@@ -192,7 +265,7 @@ def list_(format: FormatOption = Format.table, out: Out = None, home: HomeFolder
 @runs.command("show")
 def show(
     run: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
-    format: FormatOption = Format.table,
+    format: FormatOption = None,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
@@ -246,9 +319,17 @@ def _open(home: Path | None) -> tuple[Home, Store]:
     return place, Store(place.store)
 
 
+def _chosen(format: Format | None, out: Path | None) -> Format:
+    """The format that was named, else that of the file's name, else a table."""
+    if format is not None:
+        return format
+    suffix = out.suffix.removeprefix(".").lower() if out is not None else ""
+    return Format(suffix) if suffix in Format.__members__ else Format.table
+
+
 def _show(
     table: pa.Table,
-    format: Format,
+    format: Format | None,
     out: Path | None,
     *,
     shown: Sequence[str] = (),
@@ -261,6 +342,7 @@ def _show(
     """
     from chexgenbench.store.render import render
 
+    format = _chosen(format, out)
     if shown and format is Format.table and out is None:
         kept = [
             name

@@ -26,6 +26,14 @@ from chexgenbench.store.records import SCHEMAS, RunRecord
 from chexgenbench.store.run_directory import read_record, read_table, run_folders
 from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, version_of
 
+_ROWS = 100_000
+"""Of a part of a streamed answer."""
+
+_STORAGE: dict[str, str | bool | int | float | list[str]] = {
+    "storage_compatibility_version": "v1.0.0"
+}
+"""Of a new file: other programs (R, a database shell) often have an older DuckDB than this one."""
+
 _LOCK_SECONDS = 600
 _Change = Callable[[duckdb.DuckDBPyConnection], None]
 _JSON = (
@@ -134,6 +142,13 @@ class Store:
                     'where not internal"',
                 ) from error
 
+    @contextmanager
+    def stream(self, sql: str) -> Iterator[pa.RecordBatchReader]:
+        """The answer to one of the platform's own statements, a part at a time."""
+        self._require()
+        with self._reading() as connection:
+            yield connection.cursor().sql(sql).to_arrow_reader(_ROWS)
+
     def _require(self) -> None:
         if not self.path.is_file():
             raise UserError(
@@ -214,7 +229,7 @@ class Store:
                 else:
                     temporary.unlink()  # DuckDB refuses an empty file
                 try:
-                    connection = duckdb.connect(str(temporary))
+                    connection = duckdb.connect(str(temporary), config=_STORAGE)
                     try:
                         migrate(connection, self.path)
                     except BaseException:
