@@ -326,6 +326,43 @@ def test_a_shell_on_a_copy(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
         assert "pip install duckdb-cli" in str(error.value.hint)
 
 
+def test_runs_of_another_project_are_merged(store: Store, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    runs = other / "runs"
+    make(runs, "aa-1", minute=4)  # the same, at another time
+    make(runs, "ab-2", "noise", 1, 2.25)  # the same run with other scores
+    make(runs, "ac-3", "half", 3)
+    write_record(runs / "ad-4", record("ad-4", status="running", finished_at=None))
+    make(runs, "ae-5")
+    (runs / "ae-5" / "scores.parquet").write_bytes(b"rubbish")
+    make(runs, "af-6")
+    (runs / "af-6" / "images.parquet").unlink()
+    (runs / "af-6" / "images.parquet").symlink_to(runs / "ac-3" / "images.parquet")
+    desk = Desk(tmp_path, tmp_path / "cache")
+    before = content(store)
+    for taken, there in ((1, 1), (0, 2)):
+        done = desk.run("store", "merge", other, code=1)
+        assert f"{taken} runs taken in, {there} were here" in done.out
+        (conflict,) = [line for line in done.err.splitlines() if line.startswith("Conflict")]
+        assert conflict.startswith("Conflict: ab-2: 75 scores differ, such as ")
+        assert conflict.endswith("(value 2.5 here, 2.25 there)")
+        left = {line.split(": ")[1] for line in done.err.splitlines() if "Left out" in line}
+        assert left == {"ad-4", "ae-5", "af-6"}
+        after = content(store)
+        for name, rows in after.items():
+            mine = [
+                row for row in rows if row.get("run_id") != "ac-3" and row.get("model") != "half"
+            ]
+            assert mine == [row for row in before[name] if row.get("model") != "half"]
+        assert {row["run_id"] for row in after["scores"]} == {"aa-1", "ab-2", "ac-3"}
+    rebuilt = Store(tmp_path / "again.duckdb")
+    rebuilt.rebuild(tmp_path / "runs")
+    assert content(rebuilt) == after
+    (tmp_path / "empty").mkdir()
+    assert "holds no runs" in desk.run("store", "merge", "empty", code=2).err
+    assert "is this project" in desk.run("store", "merge", ".", code=2).err
+
+
 def test_a_table_for_latex(store: Store) -> None:
     text = exports.latex(store, metrics=["fid", "alignment"])
     lines = text.splitlines()

@@ -311,6 +311,35 @@ def rebuild(home: HomeFolder = None) -> None:
         typer.echo(f"Left out: {place.shown(folder)}: {reason}", err=True)
 
 
+@store.command("merge")
+def merge_(
+    other: Annotated[Path, typer.Argument(help="Another project's folder.")],
+    home: HomeFolder = None,
+) -> None:
+    """Take in the finished runs of another project, such as another lab's; images stay there.
+
+    A run that is here with other images or scores is a conflict: it is named, ours is kept, and the
+    exit code is 1.
+    """
+    from chexgenbench.home import Home
+    from chexgenbench.store.merge import merge_runs
+    from chexgenbench.store.store import Store
+
+    place = Home.find(home)
+    opened = Store(place.store)
+    opened.check()
+    merged = merge_runs(other, place.runs)
+    # All of them: a merge that was stopped has left directories that the store does not know.
+    opened.ingest([place.runs / name for name in (*merged.taken, *merged.same)])
+    print(f"{len(merged.taken)} runs taken in, {len(merged.same)} were here")
+    for name, reason in merged.left_out.items():
+        typer.echo(f"Left out: {name}: {reason}", err=True)
+    for name, reason in merged.conflicts.items():
+        typer.echo(f"Conflict: {name}: {reason}", err=True)
+    if merged.conflicts:
+        raise typer.Exit(1)
+
+
 def _open(home: Path | None) -> tuple[Home, Store]:
     from chexgenbench.home import Home
     from chexgenbench.store.store import Store
