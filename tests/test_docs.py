@@ -122,14 +122,14 @@ def test_the_commands_and_code_of_a_page_about_sql_work(
 
 
 NOT_OF_THE_DEMO = {"copies", "pareto-privacy", "privacy-excess", "utility", "versions"}
-"""Saved queries about privacy, utility or a second version of a model."""
+"""Saved queries about privacy, utility or a second version of a model; tested elsewhere."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", saved_queries())
 def test_a_saved_query_is_answered(demo: tuple[Desk, Done], name: str) -> None:
     answer = Store(demo[0].home / "Results" / "chexgenbench.duckdb").query(saved_query(name).sql)
-    assert bool(answer.num_rows) == (name not in NOT_OF_THE_DEMO)
+    assert bool(answer.num_rows) == (name not in NOT_OF_THE_DEMO | {"failing-prompts"})
     assert all(len(set(column)) == len(column) for column in [answer.column_names])
 
 
