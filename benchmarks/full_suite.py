@@ -1,9 +1,10 @@
 """The figures of docs/privacy.md and docs/utility.md that come from the suite ``full`` (hours).
 
     chexgenbench run --suite full --home FOLDER
-    python benchmarks/full_suite.py FOLDER [--write]
+    python benchmarks/full_suite.py FOLDER... [--write]
 
-Reads the store of that folder, the last run of each model, and writes the tables into the pages.
+Reads the stores of the folders, the last run of each model, and writes the tables into the pages.
+Of a score that several have, the last folder's counts.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def number(value: float) -> str:
 
 def span(low: Any, high: Any, mark: str = "()") -> str:
     if pd.isna(low) or pd.isna(high):
-        return " no interval"
+        return ", no interval"
     joint = " to " if mark == "()" else ", "
     return f" {mark[0]}{number(low)}{joint}{number(high)}{mark[1]}"
 
@@ -111,10 +112,12 @@ def regimes(found: Scores, score: str, names: list[str], subset: str = "macro") 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("home", type=Path)
+    parser.add_argument("home", type=Path, nargs="+")
     parser.add_argument("--write", action="store_true", help="into docs/privacy.md and utility.md")
     chosen = parser.parse_args()
-    found = scores(chosen.home / "Results" / "chexgenbench.duckdb")
+    found: dict[tuple[str, str, str], Row] = {}
+    for home in chosen.home:
+        found |= scores(home / "Results" / "chexgenbench.duckdb")
     pages = {
         ("privacy", "full privacy"): privacy(found),
         ("utility", "full probe"): regimes(found, "probe_auroc", REGIMES),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import pandas as pd
@@ -434,6 +438,83 @@ def test_every_table_as_a_file(store: Store, tmp_path: Path, kind: Any) -> None:
         assert set(columns["table_name"]) == set(found)
         with pytest.raises(UserError, match="is not empty"):
             exports.write_tables(store, folder, kind)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a Hugging Face hub as a commit needs; `sent` is what it was given."""
+
+    sent: ClassVar[dict[str, Any]] = {}
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        base = f"http://127.0.0.1:{self.server.server_address[1]}"
+        if self.headers.get("Authorization") != "Bearer secret":
+            self.answer({"error": "Invalid credentials"}, 401)
+        elif self.path == "/api/repos/create":
+            self.sent["made"] = json.loads(body)
+            self.answer({"url": f"{base}/datasets/lab/results", "id": "1"})
+        elif "/preupload/" in self.path:
+            files = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in json.loads(body)["files"]
+            ]
+            self.answer({"files": files})
+        elif "/commit/" in self.path:
+            lines = [json.loads(line)["value"] for line in body.splitlines()]
+            self.sent["files"] = {
+                each["path"]: base64.b64decode(each["content"]) for each in lines[1:]
+            }
+            url = f"{base}/datasets/lab/results/commit/abc"
+            self.answer({"commitUrl": url, "commitOid": "abc", "success": True})
+        else:
+            self.answer({"files": []})
+
+    def answer(self, value: object, code: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_arguments: object) -> None: ...
+
+
+def test_results_are_sent_to_a_hub(store: Store, tmp_path: Path) -> None:
+    secret = record("cb-2", "my|<b>", 7, credentialed=True)
+    write_run(tmp_path / "runs" / "cb-2", secret, tables(secret))
+    store.ingest([tmp_path / "runs" / "cb-2"])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    desk = Desk(tmp_path, tmp_path / "cache")
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HUB_OFFLINE": "0"}
+    try:
+        shown = desk.run("export", "push", "lab/results", **hub, HF_TOKEN="secret").out
+        assert "data/scores.parquet" in shown and "Nothing was sent" in shown
+        assert not Hub.sent
+        refused = desk.run("export", "push", "lab/results", "--yes", code=2, **hub, HF_TOKEN="no")
+        assert "The hub refuses lab/results" in refused.err and "HF_TOKEN" in refused.err
+        done = desk.run("export", "push", "lab/results", "--yes", **hub, HF_TOKEN="secret")
+        assert done.out.strip().endswith("/datasets/lab/results/commit/abc")
+        wrong = desk.run("export", "push", "a b", "--yes", code=2, **hub, HF_TOKEN="secret")
+        assert "no name of a repository" in wrong.err
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert Hub.sent["made"]["type"] == "dataset"
+    assert Hub.sent["made"]["visibility"] == "private"
+    sent = Hub.sent["files"]
+    scores = pd.read_parquet(io.BytesIO(sent["data/scores.parquet"]))
+    assert len(scores) == 3 * 5 * 15
+    prompts = pd.read_parquet(io.BytesIO(sent["data/prompts.parquet"])).set_index("run_id")
+    assert prompts["prompt"]["aa-1"] == "x" and pd.isna(prompts["prompt"]["cb-2"])
+    card = sent["README.md"].decode()
+    assert r"| my\|&lt;b&gt; | 0.3333 | 0.3133 to 0.3533 |" in card
+    assert yaml.safe_load(card.split("---")[1])["configs"][0]["config_name"] == "leaderboard"
+    gone = desk.run("export", "push", "lab/results", "--yes", code=2, **hub, HF_TOKEN="secret")
+    assert "does not answer" in gone.err
 
 
 def test_a_new_store_is_read_by_older_clients(store: Store) -> None:

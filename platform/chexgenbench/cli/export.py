@@ -75,6 +75,36 @@ def model_card(
     print(model_index(_store(home), model, suite=suite).rstrip())
 
 
+@app.command("push")
+def push(
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Send it; else only what would be sent is shown.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Who sees a repository that is made.")
+    ] = True,
+    include_credentialed: Credentialed = False,
+    home: HomeFolder = None,
+) -> None:
+    """Send the results to a dataset repository of a Hugging Face hub: every table, and a card."""
+    import tempfile
+
+    from chexgenbench.store import exports
+
+    with tempfile.TemporaryDirectory(prefix="chexgenbench-") as name:
+        folder = Path(name) / "results"
+        files = exports.write_results(
+            _store(home), folder, include_credentialed=include_credentialed
+        )
+        for path in files:
+            print(f"{path.stat().st_size:>12,} bytes  {path.relative_to(folder)}")
+        if not yes:
+            print(f"Nothing was sent. Say --yes to send this to datasets/{repository}.")
+            return
+        print(f"Sent: {exports.push(folder, repository, private=private)}")
+
+
 def _store(home: Path | None) -> Store:
     from chexgenbench.home import Home
     from chexgenbench.store.store import Store

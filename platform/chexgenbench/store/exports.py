@@ -277,3 +277,106 @@ def model_index(store: Store, model: str, *, suite: str | None = None) -> str:
         if row["model"] == model and row["status"] == "ok"
     ]
     return str(ModelCardData(model_name=model, eval_results=results).to_yaml())
+
+
+# --- a dataset repository -------------------------------------------------------------------------
+
+_CARD = """---
+license: other
+pretty_name: CheXGenBench results
+tags: [chexgenbench, benchmark, chest-x-ray]
+configs:
+{configs}
+---
+
+# Results of CheXGenBench
+
+Scores of text-to-image models for chest radiographs: tables of a CheXGenBench store, as Parquet.
+`columns.csv` says what each column is. No image is in here{private}.
+
+{board}
+"""
+
+
+def write_results(store: Store, folder: Path, *, include_credentialed: bool = False) -> list[Path]:
+    """Writes what a dataset repository of results holds: every table, and a card with the board.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        UserError: as `write_tables`.
+    """
+    counts = write_tables(store, folder / "data", include_credentialed=include_credentialed)
+    shown = ("leaderboard", "by_finding", "scores", "runs", "differences", "published")
+    configs = "\n".join(
+        f"- config_name: {name}\n  data_files: data/{name}.parquet"
+        for name in shown
+        if counts[name]
+    )
+    private = "" if include_credentialed else ", nor a text or path of a credentialed split"
+    card = _CARD.format(configs=configs, private=private, board=_board(store))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _board(store: Store) -> str:
+    """The overall scores with their intervals as a Markdown table."""
+    lines = [
+        "| suite | score | encoder | rank | model | value | 95 % interval |",
+        "| --- " * 7 + "|",
+    ]
+    for row in questions.leaderboard(store).to_pylist():
+        if row["status"] != "ok":
+            continue
+        low, high = row["ci_low"], row["ci_high"]
+        interval = "" if low is None else f"{low:.4g} to {high:.4g}"
+        names = (row[name] for name in ("suite", "metric", "encoder", "rank", "model"))
+        cells = [*("" if name is None else _cell(str(name)) for name in names)]
+        lines.append(f"| {' | '.join([*cells, format(row['value'], '.4g'), interval])} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    r"""A name in a Markdown table, as text and nothing else.
+
+    >>> _cell("a|<b>")
+    'a\\|&lt;b&gt;'
+    """
+    plain = "".join(sign if sign.isprintable() else " " for sign in text)
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", r"\|")
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Sends a folder of `write_results` to a dataset repository of a Hugging Face hub.
+
+    The hub's address and the user's token are those of huggingface_hub (HF_ENDPOINT, HF_TOKEN).
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the hub does not answer, or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        sent = api.upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            repo_type="dataset",
+            commit_message="Results of CheXGenBench",
+        )
+    except HFValidationError as error:
+        raise UserError(f"{repository!r} is no name of a repository: {error}") from error
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"The hub refuses {repository}: {error}",
+            hint="Log in with `hf auth login`, or set HF_TOKEN to a token that may write there.",
+        ) from error
+    except Exception as error:  # the hub's client changes the library that it talks by
+        raise UserError(f"The hub at {api.endpoint} does not answer: {error}") from error
+    return str(sent.commit_url)
