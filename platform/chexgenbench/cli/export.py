@@ -79,7 +79,10 @@ def model_card(
 def push(
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
     yes: Annotated[
-        bool, typer.Option("--yes", help="Send it; else only what would be sent is shown.")
+        bool,
+        typer.Option(
+            "--yes", help="Send it; else only what would be sent is shown.", show_default="off"
+        ),
     ] = False,
     private: Annotated[
         bool, typer.Option("--private/--public", help="Who sees a repository that is made.")
