@@ -236,24 +236,29 @@ def test_scores_are_those_of_one_process(cluster: RayCluster, tmp_path: Path, ft
         assert word not in done.err + done.out, done.err
 
 
+class PowerCut:
+    """Ends a machine once six images are there."""
+
+    def __init__(self, machine: subprocess.Popen[bytes]) -> None:
+        self.machine, self.done = machine, 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.done >= 6 and self.machine.poll() is None:
+            kill(self.machine.pid)
+
+
 def test_a_machine_that_is_lost(cluster: RayCluster, bench: Bench) -> None:
     """Everything on it is killed at once, in the middle; what it made is kept."""
     victim = cluster.add()
     generation = bench.plan("lost", together=3, seconds=0.4)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if done >= 6 and victim.poll() is None:
-            kill(victim.pid)
-
+    power_cut = PowerCut(victim)
     with closing(Ray(cluster.address, workers=3)) as launcher:
         assert len(launcher.places) == 3
-        made = bench.run(generation, launcher=launcher, advance=advance)
+        made = bench.run(generation, launcher=launcher, advance=power_cut.advance)
     assert victim.wait() == -signal.SIGKILL
     assert made == bench.whole()
-    assert done == COUNT
+    assert power_cut.done == COUNT
     in_order(generation)
     assert any("lost" in text and "Another takes its part" in text for text in bench.said)
 
@@ -266,20 +271,13 @@ def test_the_last_machine_that_fits_is_lost(
     monkeypatch.setattr("chexgenbench.executors.cluster._GONE", 3.0)
     victim = cluster.add(cpus=3)
     generation = bench.plan("alone", seconds=0.4)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if done >= 6 and victim.poll() is None:
-            kill(victim.pid)
-
+    power_cut = PowerCut(victim)
     with (
         closing(Ray(cluster.address)) as launcher,
         pytest.raises(UserError, match="No machine of the Ray cluster that a worker fits on"),
     ):
-        bench.run(generation, launcher=launcher, advance=advance)
-    assert len(read_manifest(generation.folder)) == done >= 6
+        bench.run(generation, launcher=launcher, advance=power_cut.advance)
+    assert len(read_manifest(generation.folder)) == power_cut.done >= 6
 
 
 @pytest.mark.parametrize("whom", ["host", "process"])

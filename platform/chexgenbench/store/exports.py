@@ -65,10 +65,10 @@ def write_tables(
             "WHERE NOT internal ORDER BY table_name, column_index"
         )
         pa.csv.write_csv(columns, folder / "columns.csv")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # a part of an export is none
+        if isinstance(error, OSError):
+            raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise
     return counts
 
