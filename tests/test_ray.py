@@ -66,6 +66,7 @@ class SleepyParameters(Parameters):
     seconds: float = Field(0.05, description="How long a call takes.")
     together: int = Field(1, description="Processes that wait for each other in their first call.")
     fault: str = Field("", description="What the call with request r9 does.")
+    until: str = Field("", description="A file that a process waits for in its fifth call.")
 
 
 class Sleepy(Model):
@@ -81,6 +82,9 @@ class Sleepy(Model):
             time.sleep(0.01)
         (folder / "threads").write_text(os.environ["OMP_NUM_THREADS"])
         time.sleep(self.parameters.seconds)
+        self.calls = getattr(self, "calls", 0) + 1
+        while self.parameters.until and self.calls > 4 and not Path(self.parameters.until).exists():
+            time.sleep(0.01)
         if "r9" in [request.id for request in requests]:
             if self.parameters.fault == "error":
                 print("the plugin says why")
@@ -237,22 +241,24 @@ def test_scores_are_those_of_one_process(cluster: RayCluster, tmp_path: Path, ft
 
 
 class PowerCut:
-    """Ends a machine once six images are there."""
+    """Ends a machine once six images are there; no process ends its work before."""
 
-    def __init__(self, machine: subprocess.Popen[bytes]) -> None:
-        self.machine, self.done = machine, 0
+    def __init__(self, machine: subprocess.Popen[bytes], mark: Path) -> None:
+        self.machine, self.mark, self.done = machine, mark, 0
 
     def advance(self, count: int) -> None:
         self.done += count
         if self.done >= 6 and self.machine.poll() is None:
             kill(self.machine.pid)
+            self.mark.touch()
 
 
 def test_a_machine_that_is_lost(cluster: RayCluster, bench: Bench) -> None:
     """Everything on it is killed at once, in the middle; what it made is kept."""
     victim = cluster.add()
-    generation = bench.plan("lost", together=3, seconds=0.4)
-    power_cut = PowerCut(victim)
+    mark = bench.folder / "cut"
+    generation = bench.plan("lost", together=3, seconds=0.4, until=str(mark))
+    power_cut = PowerCut(victim, mark)
     with closing(Ray(cluster.address, workers=3)) as launcher:
         assert len(launcher.places) == 3
         made = bench.run(generation, launcher=launcher, advance=power_cut.advance)
@@ -270,8 +276,9 @@ def test_the_last_machine_that_fits_is_lost(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr("chexgenbench.executors.cluster._GONE", 3.0)
     victim = cluster.add(cpus=3)
-    generation = bench.plan("alone", seconds=0.4)
-    power_cut = PowerCut(victim)
+    mark = bench.folder / "cut"
+    generation = bench.plan("alone", seconds=0.4, until=str(mark))
+    power_cut = PowerCut(victim, mark)
     with (
         closing(Ray(cluster.address)) as launcher,
         pytest.raises(UserError, match="No machine of the Ray cluster that a worker fits on"),
