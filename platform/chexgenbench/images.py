@@ -231,6 +231,19 @@ THUMBNAIL = 16
 """Pixels a side of a `thumbnail`."""
 
 
+def webp(path: Path, edge: int) -> bytes:
+    """A WebP file of the image, neither side longer than `edge` pixels, without metadata.
+
+    Raises:
+        BadImage: as `read_image`.
+    """
+    image = read_image(path)
+    image.thumbnail((edge, edge))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
     """Grey levels [16, 16] of an image of any size: the mean of each area."""
     small = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from chexgenbench.files import write_text
 from chexgenbench.home import Home
-from chexgenbench.images import BadImage, read_image
+from chexgenbench.images import BadImage, webp
 from chexgenbench.report.board import (
     Cell,
     board_cells,
@@ -252,10 +251,7 @@ def _pairs(store: Store, records: Sequence[dict[str, Any]]) -> list[dict[str, An
 def _thumbnail(path: Path) -> str | None:
     """A data address of a WebP thumbnail; None for an image that cannot be read."""
     try:
-        image = read_image(path)
+        data = webp(path, THUMBNAIL)
     except BadImage:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
