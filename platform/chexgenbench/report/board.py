@@ -17,12 +17,16 @@ class Cell:
     """One score of one run on one subset, as it stands in the store."""
 
     column: str
+    run_id: str
+    plugin: str
     metric: str
     encoder: str
     subset: str
     value: float | None
+    standard_error: float | None
     ci_low: float | None
     ci_high: float | None
+    n_real: int | None
     n_fake: int | None
     n_floor: int | None
     higher_is_better: bool
@@ -35,6 +39,7 @@ class Cell:
     excess: float | None
     excess_low: float | None
     excess_high: float | None
+    basis: str | None
     rank: int | None
 
 
@@ -57,9 +62,10 @@ def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
     """The scores of the runs that have a column, in a fixed order."""
     table = store.query(
         """
-        SELECT s.run_id, s.metric, s.encoder, s.subset, s.value, s.ci_low, s.ci_high, s.n_fake,
-               s.n_floor, s.higher_is_better, s.status, s.reason, s.warning, s.warning_level,
-               s.floor, s.matched, s.excess, s.excess_low, s.excess_high, b.rank
+        SELECT s.run_id, s.plugin, s.metric, s.encoder, s.subset, s.value, s.standard_error,
+               s.ci_low, s.ci_high, s.n_real, s.n_fake, s.n_floor, s.higher_is_better, s.status,
+               s.reason, s.warning, s.warning_level, s.floor, s.matched, s.excess, s.excess_low,
+               s.excess_high, s.basis, b.rank
         FROM scores AS s
         LEFT JOIN leaderboard AS b USING (run_id, plugin, metric, encoder, subset)
         WHERE list_contains(?, s.run_id) ORDER BY s.rowid
@@ -67,7 +73,7 @@ def read_cells(store: Store, columns: Mapping[str, str]) -> list[Cell]:
         [list(columns)],
     )
     rows = table.to_pylist()
-    return [Cell(column=columns[row.pop("run_id")], **row) for row in rows]
+    return [Cell(column=columns[row["run_id"]], **row) for row in rows]
 
 
 def number(value: float | None, digits: int = 4) -> str:

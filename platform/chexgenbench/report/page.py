@@ -1,53 +1,81 @@
-"""One self-contained HTML page of some runs: no network, no script, all text escaped."""
+"""One self-contained HTML page of some runs: no network, all text escaped, its scripts named by
+their hashes, and every number there without scripts as well."""
 
 from __future__ import annotations
 
 import base64
+import datetime
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chexgenbench.errors import UserError
 from chexgenbench.files import write_text
 from chexgenbench.home import Home
-from chexgenbench.images import BadImage, webp
-from chexgenbench.report.board import (
-    Cell,
-    board_cells,
-    columns_of,
-    control,
-    interval,
-    number,
-    read_cells,
+from chexgenbench.report.board import MACRO, OVERALL, number
+from chexgenbench.report.charts import NOTICE, charts, looks, program
+from chexgenbench.report.collect import Facts, collect
+from chexgenbench.report.tables import (
+    CONTROLLED,
+    IMAGES,
+    Score,
+    board_tables,
+    heat_tables,
+    notes_of,
+    published_table,
+    scores_of,
+    utility_curves,
 )
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 
-GALLERY = 16
-PAIRS = 6
-THUMBNAIL = 160
+_FIDELITY = ("kid", "fid", "cmmd", "fid_infinity", "precision", "density")
+_DIVERSITY = ("recall", "coverage", "vendi_score", "alignment", "inception_score")
+_LEAKS = ("replicated_rate", "near_duplicates", "reid_rate", "membership_auc_nearest")
+_ALIGNED = ("alignment", *_FIDELITY)
+"""Which scores the axes start with, where the runs have them."""
 
 
 def write_report(
-    store: Store, home: Home, runs: Sequence[str], *, include_credentialed: bool = False
+    store: Store,
+    home: Home,
+    runs: Sequence[str],
+    *,
+    include_credentialed: bool = False,
+    out: Path | None = None,
 ) -> Path:
-    """Writes ``Results/report.html`` and returns its path.
+    """Writes the page and returns its path, ``Results/report.html`` unless `out` names another.
 
     Args:
         runs: ids of runs in the store, in the order of the columns.
-        include_credentialed: show prompts and real images although the split is credentialed.
+        include_credentialed: show prompts and images although the split is credentialed.
+
+    Raises:
+        UserError: there is no store, or the file cannot be written.
+    """
+    path = out or home.results / "report.html"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder.", hint=f"Name a file: --out {path / 'report.html'}")
+    facts = collect(store, home, runs, include_credentialed=include_credentialed)
+    html = render(facts, program(home.cache))
+    try:
+        write_text(path, html)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return path
+
+
+def render(facts: Facts, drawing: str) -> str:
+    """The page as text.
+
+    Args:
+        drawing: JavaScript that sets ``vegaEmbed``.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    columns = columns_of(store, runs)
-    cells = read_cells(store, columns)
-    records = [
-        row | {"column": column}
-        for run, column in columns.items()
-        for row in store.query("SELECT * FROM runs WHERE run_id = ?", [run]).to_pylist()
-    ]
-    models = list(columns.values())
-    hidden = any(record["credentialed"] for record in records) and not include_credentialed
     environment = Environment(
         loader=PackageLoader("chexgenbench.report", "."),
         autoescape=True,
@@ -55,203 +83,208 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("page.html.j2").render(
-        models=models,
-        board=_board(cells, models),
-        heat=_heat(cells, models),
-        gallery=[] if hidden else _gallery(store, home, records),
-        pairs=[] if hidden else _pairs(store, records),
-        hidden=hidden,
-        records=records,
-        remarks=[
-            f"{record['column']}: {remark}"
-            for record in records
-            for remark in json.loads(record["remarks"] or "[]")
-        ],
-        notes=sorted({(c.metric, c.subset, c.reason) for c in cells if c.status != "ok"}),
+
+    def part(name: str) -> str:
+        assert environment.loader is not None
+        return environment.loader.get_source(environment, name)[0]
+
+    style, script = part("page.css"), part("page.js")
+    scores = scores_of(facts.cells, facts.records)
+    boards = board_tables(scores, facts.columns, facts.published, facts.records)
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            "img-src data:",
+            f"script-src {_source(drawing)} {_source(script)}",
+            f"style-src {_source(style)}",
+            "style-src-attr 'unsafe-inline'",  # where a mark lies on its axis, how dark a cell is
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
     )
-    path = home.results / "report.html"
-    write_text(path, html)
-    return path
+    # The template takes these four for safe: the package wrote them, or `_script_json` did.
+    return environment.get_template("page.html.j2").render(
+        policy=policy,
+        style=style,
+        script=script,
+        drawing=drawing,
+        data=_script_json(_data(facts, scores)),
+        facts=facts,
+        findings=FINDINGS,
+        boards=boards,
+        heat=heat_tables(scores, facts.columns),
+        published=published_table(facts.published),
+        matched=any(row["published"] for table in boards for row in table["rows"]),
+        notes=notes_of(scores, facts.records),
+        said={
+            name: ", ".join(dict.fromkeys(str(record[name]) for record in facts.records))
+            for name in ("suite", "split", "protocol", "n_prompts")
+        },
+        costs=[_cost(record) for record in facts.records],
+        provenance=[(record, _provenance(record)) for record in facts.records],
+        notice=NOTICE,
+        curves=utility_curves(scores),
+        controlled=any(score.controlled for score in scores),
+        has_data=bool(boards),
+    )
 
 
-def _board(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a score: its cells, and where value and interval lie on the row's own axis."""
-    rows = []
-    overall = board_cells(cells)
-    for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in overall):
-        by_model = {c.column: c for c in overall if (c.metric, c.encoder) == (metric, encoder)}
-        first = next(iter(by_model.values()))
-        ends = [
-            end
-            for cell in by_model.values()
-            for end in (cell.value, cell.ci_low, cell.ci_high)
-            if end is not None
-        ]
-        low, high = (min([0.0, *ends]), max(ends)) if ends else (0.0, 1.0)
-        span = (high - low) or 1.0
-        entries: list[dict[str, Any]] = []
-        for model in models:
-            cell = by_model.get(model)
-            if cell is None or cell.value is None:
-                why = cell.reason if cell else "not taken"
-                entries.append({"text": "-", "interval": why, "marks": None, "rank": None})
-                continue
-            left = cell.value if cell.ci_low is None else cell.ci_low
-            right = cell.value if cell.ci_high is None else cell.ci_high
-            marks = {
-                "value": 100 * (cell.value - low) / span,
-                "left": 100 * (left - low) / span,
-                "width": max(100 * (right - left) / span, 0.5),
-            }
-            text = number(cell.value)
-            said = "; ".join(filter(None, (interval(cell) or "no interval", control(cell))))
-            entries.append({"text": text, "interval": said, "marks": marks, "rank": cell.rank})
-        rows.append(
+def _source(text: str) -> str:
+    """The hash of an inline script or style, as a content security policy names it."""
+    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return f"'sha256-{digest}'"
+
+
+def _script_json(value: Any) -> str:
+    r"""JSON that can stand inside a ``<script>``: nothing in it ends the element or a line.
+
+    >>> _script_json({"a": "</script>\u2028&"})
+    '{"a":"\\u003c/script\\u003e\\u2028\\u0026"}'
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII, so no U+2028 either
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+_CELL = (
+    "value",
+    "ci_low",
+    "ci_high",
+    "standard_error",
+    "floor",
+    "matched",
+    "n_floor",
+    "excess",
+    "excess_low",
+    "excess_high",
+    "rank",
+    "n_real",
+    "n_fake",
+    "status",
+    "reason",
+    "warning",
+)
+
+
+def _data(facts: Facts, scores: Sequence[Score]) -> dict[str, Any]:
+    """What the page's script works on: every score once, by column, and the charts."""
+    rows = [
+        (place, cell)
+        for place, score in enumerate(scores)
+        for by_column in score.cells.values()
+        for cell in by_column.values()
+    ]
+    subsets = list(dict.fromkeys((OVERALL, MACRO, *(cell.subset for _, cell in rows))))
+    column_place = {name: place for place, name in enumerate(facts.columns)}
+    subset_place = {name: place for place, name in enumerate(subsets)}
+    published = [
+        {name: row[name] for name in ("model", "metric", "encoder", "value", "split", "protocol")}
+        for row in facts.published
+        if row["subset"] == OVERALL
+    ]
+    names = [*facts.columns, *dict.fromkeys(f"{row['model']} (paper)" for row in published)]
+    return {
+        "columns": facts.columns,
+        "runs": [
+            {name: record[name] for name in ("run_id", "suite", "split", "protocol")}
+            for record in facts.records
+        ],
+        "subsets": subsets,
+        "scores": [
             {
-                "metric": metric,
-                "encoder": encoder,
-                "better": "higher" if first.higher_is_better else "lower",
-                "cells": entries,
+                "plugin": score.plugin,
+                "metric": score.metric,
+                "encoder": score.encoder,
+                "group": score.group,
+                "subset": score.subset,
+                "higher": score.higher_is_better,
+                "taken": score.taken,
+                "controlled": score.controlled,
+                "real": score.of_real_images,
             }
-        )
-    return rows
+            for score in scores
+        ],
+        "cells": {
+            "score": [place for place, _ in rows],
+            "column": [column_place[cell.column] for _, cell in rows],
+            "subset": [subset_place[cell.subset] for _, cell in rows],
+            **{name: [_finite(getattr(cell, name)) for _, cell in rows] for name in _CELL},
+        },
+        "published": published,
+        "curves": utility_curves(scores),
+        "groups": {"images": IMAGES, "controlled": CONTROLLED},
+        "start": {
+            "fidelity": [_FIDELITY, _DIVERSITY],
+            "privacy": [_ALIGNED, _LEAKS],
+        },
+        "looks": looks(names),
+        "charts": charts(),
+    }
 
 
-def _heat(cells: Sequence[Cell], models: Sequence[str]) -> list[dict[str, Any]]:
-    """A table a score: findings down, models across, shaded from the worst to the best."""
-    tables = []
-    for metric, encoder in dict.fromkeys((cell.metric, cell.encoder) for cell in cells):
-        chosen = {
-            (cell.subset, cell.column): cell
-            for cell in cells
-            if (cell.metric, cell.encoder) == (metric, encoder) and cell.subset != "overall"
-        }
-        values = [cell.value for cell in chosen.values() if cell.value is not None]
-        if not values:
-            continue
-        low, span = min(values), (max(values) - min(values)) or 1.0
-        higher = next(iter(chosen.values())).higher_is_better
-        rows = []
-        for finding in FINDINGS:
-            row: list[dict[str, Any]] = []
-            for model in models:
-                cell = chosen.get((finding, model))
-                if cell is None or cell.value is None:
-                    why = cell.reason if cell else ""
-                    row.append({"text": "-", "good": None, "title": why, "weak": False})
-                    continue
-                good = (cell.value - low) / span
-                row.append(
-                    {
-                        "text": number(cell.value),
-                        "good": round(100 * (good if higher else 1 - good)),
-                        "title": _title(cell),
-                        "weak": (cell.warning_level or 0) >= 2,
-                    }
-                )
-            counts = [chosen[key].n_fake for key in chosen if key[0] == finding]
-            rows.append(
-                {"finding": finding, "n": max((n or 0 for n in counts), default=0), "cells": row}
-            )
-        tables.append(
-            {
-                "metric": metric,
-                "encoder": encoder,
-                "better": "higher" if higher else "lower",
-                "rows": rows,
-            }
-        )
-    return tables
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _title(cell: Cell) -> str:
-    """What stands behind a number: interval, images, floor and warning."""
-    parts = [interval(cell) or "no interval", f"n = {cell.n_fake}"]
-    if cell.floor is not None and cell.matched is not None:
-        parts.append(
-            f"at half the size real against real {number(cell.floor)}, "
-            f"against generated {number(cell.matched)}"
-        )
-    return "; ".join([*parts, cell.warning] if cell.warning else parts)
+def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run cost, in seconds and bytes; None where the record does not say."""
+    whole: float | None = None
+    begun, ended = _time(record["created_at"]), _time(record["finished_at"])
+    if begun is not None and ended is not None:
+        whole = (ended - begun).total_seconds()
+    hardware = record["hardware"] or {}
+    machine = [str(hardware[name]) for name in ("processor", "system") if hardware.get(name)]
+    devices = [str(device) for device in hardware.get("devices") or []]
+    return {
+        "record": record,
+        "each": record["images_per_second"],
+        "each_said": number(record["images_per_second"], 3),
+        "generating": record["seconds_generating"],
+        "whole": whole,
+        "memory": record["peak_memory"],
+        "machine": ", ".join([*machine, *(device for device in devices if device != "cpu")]),
+    }
 
 
-def _gallery(store: Store, home: Home, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Prompts spread over the split, with the real image and each model's."""
-    if not records:
-        return []
-    base = records[0]
-    prompts = store.query(
-        "SELECT prompt_id, prompt, image_path FROM prompts WHERE run_id = ? ORDER BY line",
-        [base["run_id"]],
-    ).to_pylist()
-    step = max(1, len(prompts) // GALLERY)
-    images: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in records:
-        for row in store.query(
-            "SELECT prompt_id, path, flags FROM images WHERE run_id = ? AND repeat = 0",
-            [record["run_id"]],
-        ).to_pylist():
-            folder = home.generations / str(record["generation_id"])
-            images[record["column"], row["prompt_id"]] = {**row, "path": folder / row["path"]}
-    shown = []
-    for prompt in prompts[::step][:GALLERY]:
-        real = None
-        if base["images_root"] and prompt["image_path"]:
-            real = _thumbnail(Path(base["images_root"]) / prompt["image_path"])
-        made = []
-        for record in records:
-            row = images.get((record["column"], prompt["prompt_id"]))
-            made.append(
-                {
-                    "model": record["column"],
-                    "image": _thumbnail(row["path"]) if row else None,
-                    "flags": ", ".join(row["flags"] or []) if row else "",
-                }
-            )
-        shown.append({"prompt": prompt["prompt"], "real": real, "made": made})
-    return shown
+def _time(value: Any) -> datetime.datetime | None:
+    return value if isinstance(value, datetime.datetime) else None
 
 
-def _pairs(store: Store, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each run and kind of pair the most telling ones, side by side."""
-    groups: list[dict[str, Any]] = []
-    for record in records:
-        rows = store.query(
-            "SELECT plugin, encoder, kind, rank, value, flagged, path, other_path, other_real, "
-            "other_side FROM neighbours WHERE run_id = ? AND rank <= ? "
-            "ORDER BY plugin, encoder, kind, rank",
-            [record["run_id"], PAIRS],
-        ).to_pylist()
-        for key in dict.fromkeys((row["plugin"], row["encoder"], row["kind"]) for row in rows):
-            chosen = [row for row in rows if (row["plugin"], row["encoder"], row["kind"]) == key]
-            groups.append(
-                {
-                    "model": record["column"],
-                    "plugin": key[0],
-                    "encoder": key[1],
-                    "kind": key[2].replace("_", " "),
-                    "pairs": [
-                        {
-                            "value": number(row["value"]),
-                            "flagged": row["flagged"],
-                            "image": _thumbnail(Path(row["path"])),
-                            "other": _thumbnail(Path(row["other_path"])),
-                            "what": f"{row['other_side']} image"
-                            if row["other_real"]
-                            else "generated image",
-                        }
-                        for row in chosen
-                    ],
-                }
-            )
-    return groups
-
-
-def _thumbnail(path: Path) -> str | None:
-    """A data address of a WebP thumbnail; None for an image that cannot be read."""
-    try:
-        data = webp(path, THUMBNAIL)
-    except BadImage:
-        return None
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a number of the run depends on, as (name, text)."""
+    plain = (
+        ("run", "run_id"),
+        ("images", "generation_id"),
+        ("model plugin", "model_plugin"),
+        ("suite", "suite"),
+        ("split", "split"),
+        ("protocol", "protocol"),
+        ("seed", "seed"),
+        ("images a prompt", "repeats"),
+        ("batch size", "batch_size"),
+        ("exact", "exact"),
+        ("uncertain labels", "uncertain"),
+        ("reference", "reference"),
+        ("label of the run", "extra_info"),
+        ("status", "status"),
+        ("begun (UTC)", "created_at"),
+        ("finished (UTC)", "finished_at"),
+        ("commit", "commit"),
+    )
+    nested = (
+        ("parameters", "model_parameters"),
+        ("weights (SHA-256)", "weights"),
+        ("encoders", "encoders"),
+        ("metrics", "metrics"),
+        ("pools", "pools"),
+        ("versions", "versions"),
+        ("machine", "hardware"),
+    )
+    said = [(name, str(record[key])) for name, key in plain if record[key] not in (None, "")]
+    return said + [
+        (name, json.dumps(record[key], indent=1, sort_keys=True, ensure_ascii=False))
+        for name, key in nested
+        if record[key]
+    ]
