@@ -18,9 +18,10 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Writes the generated parts of README.md and docs/.
+# Writes the generated parts of docs/, then the site: docs/_build/html/index.html.
 docs: .venv/installed-dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv
@@ -33,4 +34,4 @@ docs: .venv/installed-dev
 
 # Images, scores and the store stay.
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist docs/_build

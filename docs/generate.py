@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and docs/: python docs/generate.py [--check] [--home DIR].
+"""Writes the generated parts of docs/: python docs/generate.py [--check] [--leaderboard [--home DIR]].
 
 Each part stands between ``<!-- name -->`` and ``<!-- /name -->``. With --check nothing is written and
 the exit code is 1 when a part is out of date.
@@ -18,6 +18,7 @@ import tomllib
 from pathlib import Path
 
 import pandas as pd
+import reference
 
 from chexgenbench.registry import KINDS, load_registry
 from chexgenbench.store.cookbook import saved_queries
@@ -30,8 +31,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument(
-        "--home", type=Path, help="a folder where the demo has run; made anew by default"
+        "--leaderboard", action="store_true", help="also that of README.md, from a run of the demo"
     )
+    parser.add_argument("--home", type=Path, help="for it, a folder where the demo has run")
     options = parser.parse_args()
     stale = []
     for path, parts in pages().items():
@@ -43,7 +45,7 @@ def main() -> int:
             stale.append(path.relative_to(ROOT))
             if not options.check:
                 path.write_text(new, encoding="utf-8")
-    if not options.check:
+    if options.leaderboard and not options.check:
         path = ROOT / "README.md"
         home = options.home or demo()
         board = replace(path.read_text(encoding="utf-8"), "leaderboard", fenced(shown(home)))
@@ -60,7 +62,10 @@ def pages() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "phantom.md": {"training": training()},
         ROOT / "docs" / "store.md": {"schema": schema()},
         ROOT / "docs" / "cookbook.md": {"queries": queries()},
-        ROOT / "docs" / "commands.md": {"commands": commands()},
+        ROOT / "docs" / "cli.md": {"commands": reference.commands()},
+        ROOT / "docs" / "hooks.md": {"hooks": reference.hooks()},
+        ROOT / "docs" / "licences.md": {"licences": reference.licences()},
+        ROOT / "docs" / "metrics.md": {"metrics": reference.metrics()},
         ROOT / "docs" / "plugins.md": {"plugins": plugins()},
         ROOT / "docs" / "models.md": {"models": models()},
     }
@@ -162,24 +167,6 @@ def queries() -> str:
         lines += [each.note, ""] if each.note else []
         lines += ["```sql", each.sql, "```", ""]
     return "\n".join(lines)
-
-
-def commands() -> str:
-    """Every command's own help."""
-    from typer.main import get_command
-
-    from chexgenbench.cli.main import app
-
-    names = [()]
-    root = get_command(app)
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
-        below = getattr(command, "commands", None)
-        names += [(name, each) for each in below] if below else [(name,)]
-    parts = []
-    for words in names:
-        text = script(*words, "--help", width=100)
-        parts.append(f"## chexgenbench {' '.join(words)}".rstrip() + f"\n\n{fenced(text)}\n")
-    return "\n".join(parts)
 
 
 def plugins() -> str:

@@ -173,9 +173,9 @@ def plugins(desk: Desk) -> tuple[str, str]:
 def test_the_table_has_a_line_for_each_model(desk: Desk, plugins: tuple[str, str]) -> None:
     weights(desk.home / "weights" / "unet" / "a.safetensors", 3_000_000)
     weights(desk.home / "weights" / "vae" / "a.safetensors", 1_000_000)
-    done = desk.run("models", "status", *plugins, "--device", "cpu")
+    done = desk.run("models", "status", *plugins, "--device", "cpu", COLUMNS="1000")
     lines = {line.split()[0]: line for line in done.out.splitlines()}
-    listed = desk.run("models", "list", *plugins).out
+    listed = desk.run("models", "list", *plugins, COLUMNS="1000").out
     assert set(lines) == {line.split()[0] for line in listed.splitlines()} | {"model"}
     assert "16 MB as float32, of which unet 12 MB" in lines["mine"]
     assert lines["mine"].split()[-2:] == ["nothing", "MIT"]
@@ -188,7 +188,7 @@ def test_the_table_has_a_line_for_each_model(desk: Desk, plugins: tuple[str, str
 
 
 def test_what_to_do_is_said_of_models_by_name(desk: Desk, plugins: tuple[str, str]) -> None:
-    said = desk.run("models", "status", "away", "far", "named", *plugins).out
+    said = desk.run("models", "status", "away", "far", "named", *plugins, COLUMNS="1000").out
     assert "away: The modules no_such_module are not installed: pip install no_such_module" in said
     assert "far: Nothing is here. Type: chexgenbench models fetch away" in said
     assert "away: owner/huge (10000000.0 GB) is not on this machine. Fetch: chexgenbench" in said
@@ -220,7 +220,7 @@ def test_the_same_as_json(desk: Desk, plugins: tuple[str, str]) -> None:
 
 
 def doctor(desk: Desk, *options: str, code: int) -> list[str]:
-    done = desk.run("doctor", *options, code=code)
+    done = desk.run("doctor", *options, code=code, COLUMNS="1000")
     return [line for line in done.out.splitlines() if "model" in line.split(":")[0]]
 
 
@@ -282,7 +282,7 @@ def test_an_environment_of_its_own_brings_its_own_modules(
 ) -> None:
     options = ("models", "status", "apart", *plugins)
     assert "pip install no_such_module, or make its environment: chexgenbench env build apart" in (
-        desk.run(*options).out
+        desk.run(*options, COLUMNS="1000").out
     )
     python = desk.cache / "environments" / "apart" / "bin" / "python"
     python.parent.mkdir(parents=True)

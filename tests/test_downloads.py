@@ -354,10 +354,12 @@ def test_the_command_fetches_and_show_says_what_is_missing(
 ) -> None:
     download = from_address(f"{server.address}/weights", size=len(CONTENT), sha256=SHA256)
     command = ("--plugin", plugin(tmp_path, download))
-    shown = desk.run("encoders", "show", "mine", *command).out
+    shown = desk.run("encoders", "show", "mine", *command, COLUMNS="1000").out
     assert "missing, 3 MB" in shown
     assert "chexgenbench encoders fetch mine" in shown
-    checked = desk.run("doctor", "--encoder", "mine", *command, code=2, HF_HUB_OFFLINE="0")
+    checked = desk.run(
+        "doctor", "--encoder", "mine", *command, code=2, HF_HUB_OFFLINE="0", COLUMNS="1000"
+    )
     assert "weights.pth (3 MB)" in checked.out
     assert "chexgenbench encoders fetch mine" in checked.out
     done = desk.run("encoders", "fetch", "mine", *command, HF_HUB_OFFLINE="0")
@@ -579,7 +581,7 @@ def test_a_licence_to_accept_is_the_word_of_the_command(
     )
     # The plugin's own word on missing weights comes after a fetch, not in the place of its fault.
     assert "of 'mine' are missing" not in failed.err
-    shown = desk.run("encoders", "show", "mine", *options[3:]).out
+    shown = desk.run("encoders", "show", "mine", *options[3:], COLUMNS="1000").out
     assert "licence to accept: https://huggingface.co/owner/gated" in shown
 
 

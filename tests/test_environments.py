@@ -431,7 +431,7 @@ def test_a_kill_leaves_nothing_half(desk: Desk, tmp_path: Path) -> None:
     environments_ = desk.cache / "environments"
     assert not (environments_ / "mine").exists()
     (half,) = environments_.glob(".mine-*")
-    assert "mine         missing" in desk.run("env", "list").out
+    assert "mine         missing" in desk.run("env", "list", COLUMNS="200").out
     smoke.write_text("")
     built = desk.run("env", "build", "mine").out.strip()
     assert built == str(environments_ / "mine" / "bin" / "python")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
-from chexgenbench.errors import UserError
+from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.splits.csv_file import read_csv
 from chexgenbench.splits.labels import decide_uncertain, parse_labels
 from chexgenbench.splits.prompts import PUBLISHED_COLUMNS, check_images, read_prompts
@@ -164,6 +166,62 @@ def test_other_columns(tmp_path: Path) -> None:
         read(path, columns=columns | {"view": "nothere"})
     with pytest.raises(UserError, match="prompt"):
         read(path, columns=columns | {"prompt": ""})
+
+
+def test_a_column_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "chexpert.csv"
+    path.write_text(
+        "caption,Edema,Pleural Effusion,No Finding,sex\na,1.0,,0,F\nb,-1,0.0,nan,M\nc,,1,,F\n"
+    )
+    columns = {"prompt": "caption", "path": "", "patient": "", "id": ""}
+    table = read(path, columns=columns)
+    assert table.labels_from == "columns"
+    np.testing.assert_array_equal(table.table["Edema"], [1, -1, np.nan])
+    np.testing.assert_array_equal(table.table["Pleural Effusion"], [np.nan, 0, 1])
+    assert table.table["Fracture"].isna().all()
+    assert list(table.others.columns) == ["sex"]
+    # One that is named differently, and the others then do not count.
+    path.write_text(path.read_text().replace("Pleural Effusion", "effusion"))
+    named = read(path, columns=columns | {"Pleural Effusion": "effusion"})
+    np.testing.assert_array_equal(named.table["Pleural Effusion"], [np.nan, 0, 1])
+    assert named.table["Edema"].isna().all()
+    assert read(path, columns=columns | {"labels": ""}).labels_from == "nowhere"
+    with pytest.raises(UserError, match="name one of them"):
+        read(path, columns=columns | {"Edema": "Edema", "labels": "sex"})
+    with pytest.raises(UserError, match="'oedema'"):
+        read(path, columns=columns | {"Edema": "oedema"})
+    path.write_text(path.read_text().replace("-1,", "maybe,"))
+    with pytest.raises(UserError, match="line 3: the label of Edema is none of 1, 0, -1") as caught:
+        read(path, columns=columns)
+    assert "maybe" not in caught.value.message
+
+
+def test_labels_in_json_are_those_of_a_dictionary() -> None:
+    json = '{"Edema": 1.0, "Fracture": null, "Pneumonia": -1}'
+    np.testing.assert_array_equal(
+        parse_labels(json), parse_labels("{'Edema': 1, 'Fracture': None, 'Pneumonia': -1.0}")
+    )
+    with pytest.raises(ValueError, match="no number"):
+        parse_labels('{"Edema": true}')
+
+
+def test_a_labeller_reads_the_prompts_whatever_the_file_says(tmp_path: Path) -> None:
+    def labeller(prompts: Sequence[str]) -> NDArray[np.float64]:
+        labels = np.full((len(prompts), 14), np.nan)
+        labels[:, FINDINGS.index("Fracture")] = [1.0 if "broken" in p else 0.0 for p in prompts]
+        return labels
+
+    path = write(tmp_path / "t.csv", [row(0, "a broken rib"), row(1, "b", "{'Fracture': 1}")])
+    table = read(path, labeller=labeller)
+    assert table.labels_from == "prompts"
+    assert table.table["Fracture"].tolist() == [1.0, 0.0]
+    assert table.table["Edema"].isna().all()
+    assert table.fingerprint() != read(path).fingerprint()
+    with pytest.raises(UserError, match="no use"):
+        read(path, labeller=labeller, columns={"labels": "chexpert_labels"})
+    for wrong in (np.zeros((1, 14)), np.full((2, 14), 7.0)):
+        with pytest.raises(ChexGenBenchError, match="labeller"):
+            read(path, labeller=lambda prompts, wrong=wrong: wrong)
 
 
 def test_images_are_looked_for_inside_their_root_only(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ declares it::
 
 Each hook yields descriptors and must be cheap: no torch, no weights. Heavy modules are imported by
 the class that ``load`` names, and only when the user asks for that plugin.
+``chexgenbench plugin new KIND NAME`` writes a whole package, ``chexgenbench plugin check`` says
+whether it keeps all this.
 """
 
 from __future__ import annotations
@@ -63,12 +65,13 @@ def chexgenbench_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-body
     A whole plugin::
 
         import numpy as np
-        import torch
 
         from chexgenbench import Encoder, EncoderSpec, hookimpl
 
         class Thumbnail(Encoder):
             def preprocess(self, image):
+                import torch
+
                 small = image.convert("L").resize((8, 8), reducing_gap=None)
                 return torch.from_numpy(np.asarray(small, np.float32) / 255)
 

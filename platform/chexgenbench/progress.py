@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 Advance = Callable[[int], None]
@@ -16,18 +17,29 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Shows named stages on a stream (standard error by default: output stays clean)."""
+    """Shows named stages on a stream (standard error by default: output stays clean).
+
+    Attributes:
+        quiet: shows nothing.
+        part: stands before the name of each stage, such as ``model 2 of 4``.
+    """
 
     quiet: bool = False
     stream: TextIO | None = None
+    part: str = ""
+
+    def of(self, number: int, total: int, what: str) -> Progress:
+        """The same for one of several parts of the work, each of which has stages of its own."""
+        return replace(self, part=f"{what} {number} of {total}") if total > 1 else self
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "images") -> Iterator[Advance]:
         """A stage of `total` steps; call the yielded function with the number just done."""
         stream = self.stream or sys.stderr
-        if self.quiet or total == 0:
+        name = f"{self.part}, {name}" if self.part else name
+        if self.quiet or total == 0 or stream is None:
             yield lambda _count: None
-        elif stream.isatty():
+        elif stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
             with self._bar(name, total, unit, stream) as advance:
                 yield advance
         else:
@@ -42,33 +54,40 @@ class Progress:
     @contextmanager
     def _bar(self, name: str, total: int, unit: str, stream: TextIO) -> Iterator[Advance]:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
         from rich.text import Text
 
         class Rate(ProgressColumn):
             def render(self, task: Task) -> Text:
-                speed = task.finished_speed or task.speed
+                speed = task.speed
+                if task.finished and task.elapsed:
+                    speed = task.completed / task.elapsed
                 return Text(f"{speed:.1f}/s" if speed else "")
 
+        class Time(ProgressColumn):
+            """What is left, while that can be told; at the end, what it took."""
+
+            def render(self, task: Task) -> Text:
+                if task.finished:
+                    return Text(f"in {_clock(task.elapsed or 0)}")
+                left = task.time_remaining
+                return Text("" if left is None else f"{_clock(left)} left")
+
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+            # A long name takes a second line, and is never cut.
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(overflow="fold"),
+            ),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+            TextColumn(f"{{task.completed}}/{{task.total}} {unit}", markup=False),
             Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            Time(),
         )
-        with Bar(*columns, console=Console(file=stream)) as bar:
+        with Bar(*columns, console=Console(file=stream), expand=True) as bar:
             task = bar.add_task(name, total=total)
             yield lambda count: bar.advance(task, count)
 
@@ -97,3 +116,14 @@ class Progress:
             file=stream,
             flush=True,
         )
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _clock(7), _clock(3725)
+    ('0:07', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -676,13 +676,19 @@ class TaskMetric(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpec:
-    """One number of a metric: its name in the store, its direction and its range."""
+    """One number of a metric: its name in the store, its direction and its range.
+
+    Attributes:
+        summary: what it says, in words; ``show`` and the documentation print it.
+        formula: the same in LaTeX mathematics, without dollar signs, such as ``\\frac{1}{m}``.
+    """
 
     name: str
     higher_is_better: bool
     lowest: float = float("-inf")
     highest: float = float("inf")
     summary: str = ""
+    formula: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -699,6 +705,7 @@ class MetricSpec:
             reports what the metric says of real against real at the same sizes.
         environment: as for `ModelSpec`; of a task metric only, others are taken here.
         protocols: as for `EncoderSpec`.
+        pitfalls: what misleads a reader of its scores, each a sentence.
 
     The other attributes are those of `ModelSpec`.
     """
@@ -715,6 +722,7 @@ class MetricSpec:
     parameters: type[Parameters] = Parameters
     version: str = "1"
     environment: str | None = None
+    pitfalls: tuple[str, ...] = ()
     licence: str = "not stated"
     references: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
@@ -735,11 +743,15 @@ class SplitSource:
             are no real images, and only metrics that need none can be taken.
         train_images_root: the same for `train`, where its images lie elsewhere; ``--images-root``
             then speaks of the test side alone.
-        columns: our name (``id, prompt, path, labels, patient, view``) to the CSV's column name,
-            where it differs from the published schema.
+        columns: our name (``id, prompt, path, labels, patient, view``, or a finding) to the CSV's
+            column name, where it differs from the published schema.
         own_columns: whether ``--column`` is refused, since the split wrote a CSV itself.
         materialise: called with a CSV and ids of its rows just before their images are read; a
             procedural split draws the missing ones then.
+        labeller: reads labels [n, 14] off the n prompts, 1, 0, -1 for uncertain and NaN where not
+            mentioned, in the order of `FINDINGS`; the CSV's own labels are then left alone.
+        credentialed: what `SplitSpec` says of it, where that depends on the parameters.
+        notes: what the user should know of these files, a sentence each, without their text.
     """
 
     test: Path
@@ -749,6 +761,9 @@ class SplitSource:
     columns: Mapping[str, str] = field(default_factory=dict)
     own_columns: bool = False
     materialise: Callable[[Path, Sequence[str]], None] | None = None
+    labeller: Callable[[Sequence[str]], NDArray[np.float64]] | None = None
+    credentialed: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Split(ABC):

@@ -26,6 +26,7 @@ AUROC = ScoreSpec(
     lowest=0.0,
     highest=1.0,
     summary="area under the ROC curve on real test images; chance is 0.5",
+    formula=r"\Pr [ p_+ > p_- ] + \tfrac{1}{2} \Pr [ p_+ = p_- ]",
 )
 AUROC_DIFFERENCE = ScoreSpec(
     name="auroc_difference",
@@ -33,6 +34,7 @@ AUROC_DIFFERENCE = ScoreSpec(
     lowest=-1.0,
     highest=1.0,
     summary="AUROC of one training regime less that of another, paired by patient",
+    formula=r"\mathrm{AUROC}(A) - \mathrm{AUROC}(B)",
 )
 AUPRC = ScoreSpec(
     name="auprc",
@@ -40,13 +42,33 @@ AUPRC = ScoreSpec(
     lowest=0.0,
     highest=1.0,
     summary="average precision; chance is the share of positives",
+    formula=r"\frac{1}{n_+} \sum_{i \in +} \mathrm{precision}(p \ge p_i)",
 )
 AT_THRESHOLD = tuple(
-    ScoreSpec(name=name, higher_is_better=True, lowest=0.0, highest=1.0, summary=summary)
-    for name, summary in (
-        ("f1", "F1 at the threshold that was best in validation; overall: micro"),
-        ("precision", "share of calls that are right, at that threshold; overall: micro"),
-        ("recall", "share of findings that are called, at that threshold; overall: micro"),
+    ScoreSpec(
+        name=name,
+        higher_is_better=True,
+        lowest=0.0,
+        highest=1.0,
+        summary=summary,
+        formula=formula,
+    )
+    for name, summary, formula in (
+        (
+            "f1",
+            "F1 at the threshold that was best in validation; overall: micro",
+            r"\frac{2 \, \mathrm{TP}}{2 \, \mathrm{TP} + \mathrm{FP} + \mathrm{FN}}",
+        ),
+        (
+            "precision",
+            "share of calls that are right, at that threshold; overall: micro",
+            r"\frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FP}}",
+        ),
+        (
+            "recall",
+            "share of findings that are called, at that threshold; overall: micro",
+            r"\frac{\mathrm{TP}}{\mathrm{TP} + \mathrm{FN}}",
+        ),
     )
 )
 ECE = ScoreSpec(
@@ -55,6 +77,7 @@ ECE = ScoreSpec(
     lowest=0.0,
     highest=1.0,
     summary="expected calibration error over 15 bins; overall: over all entries",
+    formula=r"\sum_b \frac{1}{n} \left| \sum_{i \in b} (l_i - p_i) \right|",
 )
 
 ONE_SEED = "one training: how much another would differ is not in the interval"

@@ -27,8 +27,24 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         summary="Cosine between the embeddings of an image and its prompt",
         load=Alignment,
         metric="sample",
-        scores=(ScoreSpec(name="alignment", higher_is_better=True, lowest=-1.0, highest=1.0),),
+        scores=(
+            ScoreSpec(
+                name="alignment",
+                higher_is_better=True,
+                lowest=-1.0,
+                highest=1.0,
+                summary="mean over images of the cosine with their own prompt",
+                formula=r"\frac{1}{m} \sum_j \frac{y_j^\top t_j}"
+                r"{\lVert y_j \rVert \, \lVert t_j \rVert}",
+            ),
+        ),
         text=True,
+        pitfalls=(
+            "Each encoder has a scale of its own: compare models under one encoder, and with what "
+            "real images get.",
+            "An encoder reads the beginning of a long prompt only (77 tokens for clip).",
+            "An image can follow its prompt and look like no radiograph, or be a copy.",
+        ),
         references=("https://arxiv.org/abs/2104.08718",),
         licence="Apache-2.0",
     )

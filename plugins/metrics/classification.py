@@ -150,6 +150,13 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         metric="task",
         output=None,
         scores=(AUROC, AUROC_DIFFERENCE, AUPRC, *AT_THRESHOLD, ECE),
+        pitfalls=(
+            "Other training patients are not in the interval: it speaks for this training set.",
+            "With one seed the spread between trainings is unknown, and a warning says so.",
+            "augmented takes about twice the steps of real in as many epochs, and that alone can "
+            "help a short training.",
+            "Labels are read off reports by a program, and its mistakes are in every regime.",
+        ),
         parameters=ClassificationParameters,
         requires=("timm", "accelerate"),
         references=("https://arxiv.org/abs/2505.10496",),

@@ -30,7 +30,21 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         summary="Kernel distance of normalised embeddings (published for those of CLIP)",
         load=GaussianKernel,
         metric="set",
-        scores=(ScoreSpec(name="cmmd", higher_is_better=False),),
+        scores=(
+            ScoreSpec(
+                name="cmmd",
+                higher_is_better=False,
+                summary="1000 times the squared kernel distance of rows of length one, unbiased",
+                formula=r"1000 \left( \operatorname{mean} k(x, x') + \operatorname{mean} k(y, y') "
+                r"- 2 \operatorname{mean} k(x, y) \right), \quad "
+                r"k(x, y) = \exp \left( - \frac{\lVert x - y \rVert^2}{2 \cdot 10^2} \right)",
+            ),
+        ),
+        pitfalls=(
+            "Slightly below zero where nothing differs: the statistic is unbiased.",
+            "The published code counts each image with itself, which makes its values larger.",
+            "The width of the kernel was chosen for CLIP; under another encoder the scale differs.",
+        ),
         floor=True,
         references=("https://arxiv.org/abs/2401.09603",),
         licence="Apache-2.0",

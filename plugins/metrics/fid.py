@@ -30,7 +30,23 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         summary="Frechet distance of real and generated features",
         load=Frechet,
         metric="set",
-        scores=(ScoreSpec(name="fid", higher_is_better=False, lowest=0.0),),
+        scores=(
+            ScoreSpec(
+                name="fid",
+                higher_is_better=False,
+                lowest=0.0,
+                summary="squared Frechet distance of the Gaussians with the features' moments",
+                formula=r"\lVert \mu_x - \mu_y \rVert^2 + \operatorname{tr} \left( \Sigma_x + "
+                r"\Sigma_y - 2 \left( \Sigma_x \Sigma_y \right)^{1/2} \right)",
+            ),
+        ),
+        pitfalls=(
+            "Biased upward by the number of images: a subset of few looks bad for any model. "
+            "Read excess, or kid.",
+            "With no more images than features the covariance is singular; the value then carries "
+            "a warning and no interval.",
+            "Means and covariances alone are compared: a copy of the training side scores best.",
+        ),
         floor=True,
         references=("https://arxiv.org/abs/1706.08500",),
         licence="Apache-2.0",

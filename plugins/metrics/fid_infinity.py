@@ -44,7 +44,13 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 name="fid_infinity",
                 higher_is_better=False,
                 summary="slightly negative at times where the distributions are equal",
+                formula=r"2 \, \mathrm{FID}(N) - \operatorname{mean} \mathrm{FID}(N / 2)",
             ),
+        ),
+        pitfalls=(
+            "Skipped with no more images than features, and without an interval below 8 times as "
+            "many: 6,144 patients for an encoder of 768.",
+            "It has another target than fid: the two must not be mixed in one table.",
         ),
         references=("https://arxiv.org/abs/1911.07023",),
         licence="Apache-2.0",

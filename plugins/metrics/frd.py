@@ -47,7 +47,15 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 name="frd",
                 higher_is_better=False,
                 summary="natural logarithm of the squared distance, scaled by the real side",
+                formula=r"\ln \mathrm{FID} \left( z(x), z(y) \right), \quad "
+                r"z(v) = \frac{v - \mu_x}{\sigma_x}",
             ),
+        ),
+        pitfalls=(
+            "Texture depends on resolution: both sides go to one size first, and scores of two "
+            "sizes do not compare.",
+            "A logarithm: a difference of 0.7 is a factor of two. It can be negative.",
+            "With 394 features a subset of fewer images has no interval.",
         ),
         output="radiomics",
         floor=True,

@@ -99,12 +99,31 @@ def _scores(prefix: str, unit: str) -> tuple[ScoreSpec, ...]:
         "min": "distance of the nearest image of a prompt; control: as of the mean",
         "real": "distance of real images: same_patient, other_patient, other_patient_min",
     }
+    delta = r", \quad \delta(a, b) = \sqrt{ \operatorname{mean} (a - b)^2 }"
+    formulas = {
+        "mean": r"\frac{1}{P} \sum_p \frac{1}{R} \sum_r \delta(x_p, y_{pr})" + delta,
+        "min": r"\frac{1}{P} \sum_p \min_r \, \delta(x_p, y_{pr})" + delta,
+        "real": r"\operatorname{mean} \delta(x, x')" + delta,
+    }
     return tuple(
         ScoreSpec(
-            name=f"{prefix}_{name}", higher_is_better=True, lowest=0.0, summary=f"{text} ({unit})"
+            name=f"{prefix}_{name}",
+            higher_is_better=True,
+            lowest=0.0,
+            summary=f"{text} ({unit})",
+            formula=formulas[name],
         )
         for name, text in said.items()
     )
+
+
+_PITFALLS = (
+    "A distance says nothing without its control: an image that follows its prompt is nearer to "
+    "that prompt's image than a random one is.",
+    "A large distance is no privacy: noise is far from everybody.",
+    "It sees the prompt's own image only; memorisation looks at all of the training side.",
+)
+"""Of both distances."""
 
 
 @hookimpl
@@ -117,6 +136,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         output=None,
         parameters=PixelParameters,
         scores=_scores("pixel_distance", "grey levels, root mean square"),
+        pitfalls=_PITFALLS,
         licence="Apache-2.0",
         references=("https://arxiv.org/abs/2505.10496",),
     )
@@ -127,6 +147,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         metric="task",
         parameters=OwnImageParameters,
         scores=_scores("latent_distance", "root mean square over the features"),
+        pitfalls=_PITFALLS,
         licence="Apache-2.0",
         references=("https://arxiv.org/abs/2505.10496",),
     )

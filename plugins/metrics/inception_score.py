@@ -56,7 +56,21 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         summary="Clear and varied classes: exp of the mean divergence from the average class",
         load=InceptionScore,
         metric="set",
-        scores=(ScoreSpec(name="inception_score", higher_is_better=True, lowest=1.0),),
+        scores=(
+            ScoreSpec(
+                name="inception_score",
+                higher_is_better=True,
+                lowest=1.0,
+                summary="sure and varied classes; mean over parts S of the images",
+                formula=r"\operatorname{mean} \exp \left( \frac{1}{|S|} \sum_{j \in S} "
+                r"\mathrm{KL} \left( p_j \, \Vert \, \bar{p}_S \right) \right)",
+            ),
+        ),
+        pitfalls=(
+            "It looks at generated images alone: sharp, varied images of anything score well.",
+            "The classes of inception-v3 are those of photographs, which no radiograph belongs to.",
+            "It grows with the number of images a part.",
+        ),
         output="probabilities",
         parameters=InceptionScoreParameters,
         protocols={"legacy": {"on": "features"}},

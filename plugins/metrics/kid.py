@@ -69,7 +69,22 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         summary="Kernel distance over all pairs, unbiased at any number of images",
         load=Kernel,
         metric="set",
-        scores=(ScoreSpec(name="kid", higher_is_better=False),),
+        scores=(
+            ScoreSpec(
+                name="kid",
+                higher_is_better=False,
+                summary="squared kernel distance over pairs of different patients, unbiased",
+                formula=r"\operatorname{mean} k(x, x') + \operatorname{mean} k(y, y') "
+                r"- 2 \operatorname{mean} k(x, y), \quad "
+                r"k(x, y) = \left( \frac{x^\top y}{d} + 1 \right)^3",
+            ),
+        ),
+        pitfalls=(
+            "Slightly below zero where nothing differs: the statistic is unbiased.",
+            "Other tools count an image with the real one of its own prompt, and take the mean of "
+            "random subsets: theirs is lower by something like 1 / n, and noisier.",
+            "Its numbers are small, so three decimals lose them.",
+        ),
         floor=True,
         parameters=KernelParameters,
         protocols={"legacy": {"subset_size": "all"}},

@@ -131,6 +131,11 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
             replace(AUROC, name="probe_auroc"),
             replace(AUROC_DIFFERENCE, name="probe_auroc_difference"),
         ),
+        pitfalls=(
+            "It asks what the encoder can tell: artefacts that the encoder does not see cost "
+            "nothing.",
+            "A copy of the training side teaches as much as the training side: read privacy too.",
+        ),
         parameters=ProbeParameters,
         requires=("sklearn",),
         references=("https://arxiv.org/abs/1610.01644",),

@@ -176,6 +176,8 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="chance that a training image scores above a held-out one; 0.5 by guessing",
+                formula=r"\Pr [ a(x) > a(x') ] + \tfrac{1}{2} \Pr [ a(x) = a(x') ], \quad "
+                r"x \text{ trained on}, \; x' \text{ held out}",
             ),
             ScoreSpec(
                 name="membership_tpr",
@@ -183,7 +185,14 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="share of training images recognised at a false-positive rate",
+                formula=r"\Pr [ a(x) > t ], \quad \Pr [ a(x') > t ] = \alpha",
             ),
+        ),
+        pitfalls=(
+            "The score alone can be off 0.5 because the sides differ: read excess.",
+            "No attack that succeeds is no proof that none would.",
+            "A rate at 1 % needs 1,000 held-out patients, one at 0.1 % 10,000; with fewer there "
+            "is no value.",
         ),
         parameters=MembershipParameters,
         licence="Apache-2.0",

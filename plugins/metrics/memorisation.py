@@ -85,24 +85,31 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 name="replicated_rate",
                 higher_is_better=False,
                 summary="share of images nearer to a training image than held-out ones are",
+                formula=r"\frac{1}{m} \sum_j \mathbf{1} [ \delta(y_j, T) < \tau ], \quad "
+                r"\Pr [ \delta(h, T) < \tau ] \le \alpha",
                 **share,
             ),
             ScoreSpec(
                 name="training_share",
                 higher_is_better=False,
                 summary="share of images nearer to a training image than to a held-out one",
+                formula=r"\frac{1}{m} \sum_j \mathbf{1} [ \delta(y_j, T) < \delta(y_j, H) ], "
+                r"\quad |T| = |H|",
                 **share,
             ),
             ScoreSpec(
                 name="nndr",
                 higher_is_better=True,
                 summary="distance to the nearest training patient over that to the second",
+                formula=r"\frac{1}{m} \sum_j \frac{ \delta_1(y_j, T) }{ \delta_2(y_j, T) }",
                 **share,
             ),
             ScoreSpec(
                 name="authenticity",
                 higher_is_better=True,
                 summary="share of images that are no nearer to a training image than others are",
+                formula=r"\frac{1}{m} \sum_j \mathbf{1} [ \delta(t_j, T) < \delta(y_j, t_j) ], "
+                r"\quad t_j \text{ nearest to } y_j",
                 **share,
             ),
             ScoreSpec(
@@ -110,13 +117,24 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 higher_is_better=True,
                 summary="z of lying farther from the training side than held-out images: "
                 "below 0 copies, about 0 honest",
+                formula=r"\sum_c w_c \frac{ U_c - n_c m_c / 2 + 1/2 }"
+                r"{ \sqrt{ n_c m_c (n_c + m_c + 1) / 12 } }",
             ),
             ScoreSpec(
                 name="near_duplicates",
                 higher_is_better=False,
                 summary="share of images with the perceptual hash and pixels of a training image",
+                formula=r"\frac{1}{m} \sum_j \mathbf{1} [ \text{hash and pixels nearer than any "
+                r"held-out image's} ]",
                 **share,
             ),
+        ),
+        pitfalls=(
+            "A model of blurred images lies nearer to everything, and replicated_rate flags it "
+            "without copying; the other scores are not misled.",
+            "Training and held-out patients must be of one population: sicker held-out patients "
+            "move every control.",
+            "A copy is what the encoder takes for one; the hash misses a crop of a few pixels.",
         ),
         parameters=MemorisationParameters,
         references=(

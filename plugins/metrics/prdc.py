@@ -57,6 +57,8 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="share of generated images that lie near a real one",
+                formula=r"\frac{1}{m} \sum_j \mathbf{1} \left[ \exists i : "
+                r"\lVert y_j - x_i \rVert < r_k(x_i) \right]",
             ),
             ScoreSpec(
                 name="recall",
@@ -64,12 +66,16 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="share of real images that lie near a generated one",
+                formula=r"\frac{1}{n} \sum_i \mathbf{1} \left[ \exists j : "
+                r"\lVert x_i - y_j \rVert < r_k(y_j) \right]",
             ),
             ScoreSpec(
                 name="density",
                 higher_is_better=True,
                 lowest=0.0,
                 summary="real balls that hold a generated image, over k",
+                formula=r"\frac{1}{k m} \sum_j \sum_i \mathbf{1} \left[ "
+                r"\lVert y_j - x_i \rVert < r_k(x_i) \right]",
             ),
             ScoreSpec(
                 name="coverage",
@@ -77,7 +83,15 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="share of real balls that hold a generated image",
+                formula=r"\frac{1}{n} \sum_i \mathbf{1} \left[ \exists j : "
+                r"\lVert x_i - y_j \rVert < r_k(x_i) \right]",
             ),
+        ),
+        pitfalls=(
+            "All four depend on the numbers of images and on k: compare equal ones only.",
+            "One real outlier has a ball that holds much: with 150 real images noise had a "
+            "precision of 1.",
+            "Recall and coverage hardly move while some good images are left (known_answers.md).",
         ),
         floor=True,
         parameters=NeighbourParameters,

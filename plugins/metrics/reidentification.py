@@ -101,6 +101,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 highest=1.0,
                 summary="share of training prompts whose best image passes for their patient; "
                 "control: held-out prompts, weighted to the same findings",
+                formula=r"\frac{1}{P} \sum_p \mathbf{1} [ \max_r \, s(x_p, y_{pr}) > \tau ]",
             ),
             ScoreSpec(
                 name="reid_mean",
@@ -108,6 +109,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="score of an image with its prompt's own real one, 1: the same patient",
+                formula=r"\frac{1}{P} \sum_p \frac{1}{R} \sum_r s(x_p, y_{pr})",
             ),
             ScoreSpec(
                 name="reid_max",
@@ -115,12 +117,14 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="largest of these scores",
+                formula=r"\max_{p, r} \, s(x_p, y_{pr})",
             ),
             ScoreSpec(
                 name="reid_count",
                 higher_is_better=False,
                 lowest=0.0,
                 summary="training prompts whose best image passes for their patient",
+                formula=r"\sum_p \mathbf{1} [ \max_r \, s(x_p, y_{pr}) > \tau ]",
             ),
             ScoreSpec(
                 name="reid_network_auc",
@@ -129,6 +133,8 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 highest=1.0,
                 summary="how well the network tells real pairs of one patient from pairs of two "
                 "with the same labels",
+                formula=r"\Pr [ s(\text{same}) > s(\text{other}) ] + "
+                r"\tfrac{1}{2} \Pr [ s(\text{same}) = s(\text{other}) ]",
             ),
             ScoreSpec(
                 name="reid_network_recall",
@@ -136,6 +142,7 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="share of real pairs of one patient that the threshold finds",
+                formula=r"\Pr [ s(\text{same}) > \tau ]",
             ),
             ScoreSpec(
                 name="reid_real",
@@ -143,7 +150,14 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
                 lowest=0.0,
                 highest=1.0,
                 summary="mean score of real pairs: same_patient, other_patient",
+                formula=r"\operatorname{mean} s(x, x')",
             ),
+        ),
+        pitfalls=(
+            "The network decides what a patient is: where reid_network_auc is below 0.8 the "
+            "scores say little, and carry a warning.",
+            "The published count names no threshold, so reid_count does not compare with it.",
+            "reid_max grows with the number of prompts and images.",
         ),
         licence="Apache-2.0 (the published weights state none)",
         references=(

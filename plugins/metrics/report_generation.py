@@ -97,6 +97,12 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         metric="task",
         output=None,
         scores=SPECS,
+        pitfalls=(
+            "A generator that writes good reports and does not look has more than zero: read the "
+            "floor, which is of reports of other patients.",
+            "Scores of words punish another choice of words, and do not see a missed finding.",
+            "The interval is for other test patients, not for another training.",
+        ),
         parameters=ReportParameters,
         requires=("accelerate", "transformers", "sacrebleu", "rouge_score"),
         references=("https://arxiv.org/abs/2505.10496", "https://arxiv.org/abs/2403.08002"),

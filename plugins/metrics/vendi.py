@@ -22,7 +22,22 @@ def chexgenbench_metrics() -> Iterator[MetricSpec]:
         summary="Effective number of different generated images; grows with how many there are",
         load=Vendi,
         metric="set",
-        scores=(ScoreSpec(name="vendi_score", higher_is_better=True, lowest=1.0),),
+        scores=(
+            ScoreSpec(
+                name="vendi_score",
+                higher_is_better=True,
+                lowest=1.0,
+                summary="as if so many images at right angles were equally frequent",
+                formula=r"\exp \left( - \sum_k \lambda_k \ln \lambda_k \right), \quad "
+                r"\lambda = \operatorname{eig}(K), \quad K_{ij} = \frac{1}{m} "
+                r"\cos(y_i, y_j)",
+            ),
+        ),
+        pitfalls=(
+            "It looks at generated images alone: noise of many kinds is diverse.",
+            "It grows with the number of images, so subsets of different size do not compare.",
+            "Features with a large common part all point one way, and the score is near 1.",
+        ),
         references=("https://arxiv.org/abs/2210.02410",),
         licence="Apache-2.0",
     )

@@ -33,10 +33,36 @@ _SUMMARIES = {
     "label_f1_micro_5": "F1 of the five CheXpert competition findings, pooled",
     "label_f1_macro_5": "the same, mean over the five",
 }
+_F1 = r"\frac{2 \, \mathrm{TP}}{2 \, \mathrm{TP} + \mathrm{FP} + \mathrm{FN}}"
+_F1_OF_ONE = r"\frac{2 \, \mathrm{TP}_f}{2 \, \mathrm{TP}_f + \mathrm{FP}_f + \mathrm{FN}_f}"
+_FORMULAS = {
+    "bleu1": r"\mathrm{BP} \cdot p_1",
+    "bleu4": r"\mathrm{BP} \cdot \left( p_1 p_2 p_3 p_4 \right)^{1/4}",
+    "rouge_l": r"\operatorname{mean} \frac{2 P R}{P + R}, \quad P = \frac{\mathrm{LCS}}{|w|}, \; "
+    r"R = \frac{\mathrm{LCS}}{|v|}",
+    "meteor": r"\operatorname{mean} \frac{P R}{0.9 P + 0.1 R} "
+    r"\left( 1 - \tfrac{1}{2} (c / u)^3 \right)",
+    "bertscore": r"\operatorname{mean} \frac{2 P R}{P + R}, \quad "
+    r"P = \frac{1}{|w|} \sum_{a \in w} \max_{b \in v} \cos(a, b)",
+    "radgraph_f1": r"\operatorname{mean} \frac{2 \, |W \cap V|}{|W| + |V|}",
+    "label_f1_micro": _F1,
+    "label_f1_macro": r"\frac{1}{F} \sum_f " + _F1_OF_ONE,
+    "label_f1_micro_5": _F1,
+    "label_f1_macro_5": r"\frac{1}{5} \sum_f " + _F1_OF_ONE,
+    "label_f1": _F1,
+}
+"""w: the words that were written, v: those of the report that belongs to the image."""
 
 SPECS: tuple[ScoreSpec, ...] = (
     *(
-        ScoreSpec(name=name, higher_is_better=True, lowest=0.0, highest=1.0, summary=text)
+        ScoreSpec(
+            name=name,
+            higher_is_better=True,
+            lowest=0.0,
+            highest=1.0,
+            summary=text,
+            formula=_FORMULAS[name],
+        )
         for name, text in (_SUMMARIES | {"label_f1": "F1 of one finding"}).items()
     ),
     *(
@@ -46,6 +72,7 @@ SPECS: tuple[ScoreSpec, ...] = (
             lowest=-1.0,
             highest=1.0,
             summary=f"{name} of a regime less that of training on real images",
+            formula=r"s(A) - s(\text{real})",
         )
         for name in _SUMMARIES
     ),

@@ -61,7 +61,7 @@ def images(desk: Desk) -> dict[str, bytes]:
 def test_all_eleven_and_any_pipeline_in_one_command(
     desk: Desk, tiny: dict[str, Values], pipeline: Path
 ) -> None:
-    listed = desk.run("models", "list").out
+    listed = desk.run("models", "list", COLUMNS="1000").out
     assert set(PUBLISHED) <= {line.split()[0] for line in listed.splitlines()}
 
     options = [part for name in PUBLISHED for part in ("--model", name)]
@@ -230,10 +230,10 @@ def test_pickles_are_loaded_where_the_user_accepts_the_risk(desk: Desk, pipeline
 
 
 def test_what_a_model_needs(desk: Desk, pipeline: Path) -> None:
-    table = desk.run("models", "status").out
+    table = desk.run("models", "status", COLUMNS="1000").out
     for name in PUBLISHED:
         assert name in table
-    ready = desk.run("doctor", "--model", f"diffusers:{pipeline}").out
+    ready = desk.run("doctor", "--model", f"diffusers:{pipeline}", COLUMNS="1000").out
     assert "FAULT" not in ready
-    lacking = desk.run("doctor", "--model", "sd-v1-5", code=2).out
+    lacking = desk.run("doctor", "--model", "sd-v1-5", code=2, COLUMNS="1000").out
     assert "weights" in lacking

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json, print_listing
 from chexgenbench.cli.run import Runtime
 
 app = typer.Typer(help="Container images that plugins work in.", no_args_is_help=True)
@@ -25,8 +26,11 @@ def build(
             "--build-arg", help="KEY=VALUE for the Dockerfile; repeat it.", show_default="none"
         ),
     ] = None,
+    home: HomeFolder = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Builds the image of one from its Dockerfile and lock."""
+    """Build the image of one from its Dockerfile and lock."""
     from chexgenbench.executors import containers
     from chexgenbench.home import Home
     from chexgenbench.progress import Progress
@@ -36,28 +40,32 @@ def build(
         containers.find_runtime(runtime),
         base=base,
         arguments=build_arg or (),
-        home=Home.find(),
-        say=Progress().say,
+        home=Home.find(home),
+        say=Progress(quiet).say,
     )
+    if json:
+        print_json({"name": name, "id": image.id, "megabytes": round(image.size / 1e6)})
+        return
     print(f"{name}: {image.size / 1e6:.0f} MB, {image.id}")
 
 
 @app.command("list")
 def list_(
     runtime: Runtime = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.", show_default="off")] = False,
+    home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """All of them, which are built, how large they are, and whether they are stale."""
     from chexgenbench.executors import containers
     from chexgenbench.home import Home
 
-    home = Home.find()
+    place = Home.find(home)
     by = containers.find_runtime(runtime)
     built = containers.images(by)
     rows = [
         {
             "name": image.environment,
-            "state": "ready" if containers.is_current(by, image, home) else "stale",
+            "state": "ready" if containers.is_current(by, image, place) else "stale",
             "megabytes": round(image.size / 1e6),
             "base": image.base,
             "created": image.created[:19],
@@ -66,18 +74,16 @@ def list_(
         for image in built
     ]
     there = {image.environment for image in built}
-    lacking = [name for name in containers.known(home) if name not in there]
+    lacking = [name for name in containers.known(place) if name not in there]
     rows += [
         {"name": n, "state": "not built", "megabytes": 0, "base": "", "created": "", "id": ""}
         for n in lacking
     ]
     if json:
-        import json as json_
-
-        print(json_.dumps(rows, indent=2))
+        print_json(rows)
         return
-    table = [("environment", f"image ({by.command})", "MB", "base", "created (UTC)")]
-    table += [
+    heads = ("environment", f"image ({by.command})", "MB", "base", "created (UTC)")
+    table = [
         (
             str(row["name"]),
             str(row["state"]),
@@ -87,14 +93,15 @@ def list_(
         )
         for row in sorted(rows, key=lambda row: str(row["name"]))
     ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+    print_listing(heads, table)
 
 
 @app.command("remove")
-def remove(name: str, runtime: Runtime = None) -> None:
-    """Removes the images of one, stale ones too."""
+def remove(
+    name: Annotated[str, typer.Argument(help="A folder of containers/, or app.")],
+    runtime: Runtime = None,
+) -> None:
+    """Remove the images of one, stale ones too."""
     from chexgenbench.errors import UserError
     from chexgenbench.executors import containers
 

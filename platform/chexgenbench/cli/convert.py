@@ -11,6 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from chexgenbench.cli import complete
+from chexgenbench.cli.output import AsJson, HomeFolder, print_json, print_text
+
 Converter = Callable[..., Mapping[str, Any]]
 """``convert(checkpoint, out, base, context, *, settings...)``: fills the folder ``out`` and returns
 JSON values for its record, such as which weights it took (``loaded_by``: the plugin that loads the
@@ -19,7 +22,12 @@ defaults."""
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="The model plugin that will load the result.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The model plugin that will load the result.", autocompletion=complete.models
+        ),
+    ],
     checkpoint: Annotated[Path, typer.Argument(help="The file that the training wrote.")],
     out: Annotated[Path, typer.Argument(help="The folder to make: new, or an empty one.")],
     base: Annotated[
@@ -46,12 +54,10 @@ def convert(
         list[Path] | None,
         typer.Option("--plugin", help="A file with a plugin; repeat it.", show_default="none"),
     ] = None,
-    home: Annotated[
-        Path | None,
-        typer.Option("--home", help="Project folder.", show_default="CHEXGENBENCH_HOME, or here"),
-    ] = None,
+    home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
-    """Makes a folder that a model plugin loads from the checkpoint of the model's own trainer.
+    """Make a folder that a model plugin loads from the checkpoint of the model's own trainer.
 
     The folder appears whole or not at all. Its conversion.json says what it was made from.
     """
@@ -101,8 +107,11 @@ def convert(
         aside.replace(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    if json:
+        print_json({"folder": str(out)} | record | dict(made))
+        return
     for name, value in made.items():
-        print(f"{name}: {_text(value)}")
+        print_text(f"{name}: {_text(value)}")
     print(f"{out} is ready: chexgenbench run --model {made.get('loaded_by', model)}:{out}")
 
 

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from chexgenbench.cli.run import Device, Dtype, HomeFolder, Pickle, Plugins, Quiet, Settings
+from chexgenbench.cli import complete
+from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json
+from chexgenbench.cli.run import Device, Dtype, Pickle, Plugins, Settings
 
 
 class Layout(StrEnum):
@@ -29,7 +31,11 @@ def _group() -> None:
 @app.command("export")
 def export(
     run: Annotated[
-        str, typer.Argument(help="A run, the beginning of its id, or a model of the leaderboard.")
+        str,
+        typer.Argument(
+            help="A run, the beginning of its id, or a model of the leaderboard.",
+            autocompletion=complete.runs,
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to make: new, or an empty one.")],
     format: Annotated[
@@ -39,7 +45,7 @@ def export(
         str | None,
         typer.Option(
             help="Which images: an SQL condition over the columns, such as "
-            "'\"alignment@biomedclip\" > 0.3'.",
+            "'\"alignment@clip\" > 0.3'.",
             show_default="all",
         ),
     ] = None,
@@ -92,6 +98,7 @@ def export(
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
     home: HomeFolder = None,
+    json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's images with prompts, labels and scores, as `datasets.load_dataset` opens them.
@@ -126,8 +133,18 @@ def export(
     )
     place = out.expanduser()
     done = export_dataset(options, run, place.absolute(), chosen, Progress(quiet))
+    if json:
+        print_json(
+            {
+                "images": done.images,
+                "folder": str(place.absolute()),
+                "left_out": dict(done.left_out),
+                "notes": list(done.remarks),
+            }
+        )
+        return
     for why, count in done.left_out.items():
         print(f"left out: {count} {why}")
-    for remark in done.remarks:
-        print(f"Note: {remark}")
+    for text in () if quiet else done.remarks:
+        print(f"Note: {text}")
     print(f"{done.images} images, in {found.shown(place)}")

@@ -7,79 +7,82 @@ from typing import Annotated
 
 import typer
 
+from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json, print_listing
+
+Name = Annotated[str, typer.Argument(help="A folder of containers/ with a lock.")]
+
 app = typer.Typer(help="Environments of plugins that cannot share this one.", no_args_is_help=True)
 
 
 @app.command("build")
 def build(
-    name: str,
+    name: Name,
     python: Annotated[
         str | None,
         typer.Option("--python", help="The Python to make it with.", show_default="the lock's"),
     ] = None,
+    home: HomeFolder = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Makes the venv of one from its lock, or brings it up to date."""
+    """Make the venv of one from its lock, or bring it up to date."""
     from chexgenbench import environments
     from chexgenbench.home import Home
     from chexgenbench.progress import Progress
 
-    home = Home.find()
-    found = environments.find(name, home)
-    print(environments.build(found, home.cache, python, Progress().say))
+    place = Home.find(home)
+    found = environments.find(name, place)
+    built = environments.build(found, place.cache, python, Progress(quiet).say)
+    if json:
+        print_json({"name": name, "venv": str(built)})
+    else:
+        print(built)
 
 
 @app.command("list")
-def list_(
-    json: Annotated[bool, typer.Option("--json", help="As JSON.", show_default="off")] = False,
-) -> None:
+def list_(home: HomeFolder = None, json: AsJson = False) -> None:
     """All of them, and whether their venv is there."""
     from chexgenbench import environments
     from chexgenbench.home import Home
 
-    home = Home.find()
+    place = Home.find(home)
     rows = [
         {
             "name": found.name,
-            "venv": environments.state_of(found.name, home.cache, home),
+            "venv": environments.state_of(found.name, place.cache, place),
             "python": found.python,
             "packages": found.packages,
             "container": found.dockerfile is not None,
             "folder": str(found.folder),
         }
-        for found in environments.known_environments(home).values()
+        for found in environments.known_environments(place).values()
     ]
     if json:
-        import json as json_
-
-        print(json_.dumps(rows, indent=2))
+        print_json(rows)
         return
-    table = [("environment", "venv", "Python", "packages", "container", "folder")]
-    table += [
+    heads = ("environment", "venv", "Python", "packages", "container", "folder")
+    table = [
         (
             str(row["name"]),
             str(row["venv"]),
             str(row["python"] or "any"),
             str(row["packages"]),
             "Dockerfile" if row["container"] else "none",
-            home.shown(Path(str(row["folder"]))),
+            place.shown(Path(str(row["folder"]))),
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print_listing(heads, table)
 
 
 @app.command("remove")
-def remove(name: str) -> None:
-    """Removes the venv of one."""
+def remove(name: Name, home: HomeFolder = None) -> None:
+    """Remove the venv of one."""
     from chexgenbench import environments
     from chexgenbench.errors import UserError
     from chexgenbench.home import Home
 
-    home = Home.find()
-    if not environments.remove(name, home.cache):
+    if not environments.remove(name, Home.find(home).cache):
         raise UserError(
             f"There is no venv of {name!r}.", hint="What there is: chexgenbench env list"
         )
@@ -89,7 +92,7 @@ def remove(name: str) -> None:
 def worker(
     out: Annotated[Path, typer.Argument(help="A folder.")] = Path(),
 ) -> None:
-    """Writes the wheel of chexgenbench-worker, for an environment made by hand."""
+    """Write the wheel of chexgenbench-worker, for an environment made by hand."""
     from chexgenbench import environments
 
     print(environments.build_worker_wheel(out))

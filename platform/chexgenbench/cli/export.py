@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexgenbench.cli.run import Credentialed, HomeFolder
+from chexgenbench.cli import complete
+from chexgenbench.cli.output import AsJson, HomeFolder, print_json
+from chexgenbench.cli.run import Credentialed
 
 if TYPE_CHECKING:
     from chexgenbench.store.store import Store
@@ -34,6 +36,7 @@ def tables(
     format: Annotated[Kind, typer.Option("--format", "-f", help="Of the files.")] = Kind.parquet,
     include_credentialed: Credentialed = False,
     home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Every table and view as a file, and what each column is."""
     from chexgenbench.store.exports import write_tables
@@ -41,6 +44,9 @@ def tables(
     counts = write_tables(
         _store(home), out, format.value, include_credentialed=include_credentialed
     )
+    if json:
+        print_json({"folder": str(out.absolute()), "rows": counts})
+        return
     for name, count in counts.items():
         print(f"{name:<16} {count:>10,} rows")
     print(f"Folder: {out}")
@@ -65,7 +71,9 @@ def latex(
 
 @app.command("model-card")
 def model_card(
-    model: Annotated[str, typer.Argument(help="A model of the leaderboard.")],
+    model: Annotated[
+        str, typer.Argument(help="A model of the leaderboard.", autocompletion=complete.models)
+    ],
     suite: Suite = None,
     home: HomeFolder = None,
 ) -> None:

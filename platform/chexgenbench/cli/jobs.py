@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chexgenbench.cli import run
+from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json, print_listing, remark
 
 if TYPE_CHECKING:
-    from chexgenbench.workflow.shards import Merged
+    from chexgenbench.home import Home
+    from chexgenbench.workflow.shards import Merged, Written
 
 Out = Annotated[Path, typer.Argument(help="The folder of the job directories.")]
 
@@ -41,11 +43,11 @@ def worker(
         )
     code = run_noting(folder, device=device)
     if code >= DISK_FAULT:
-        typer.echo(f"Error: {folder}: {disk_fault(code).strerror}.", err=True)
+        remark(f"Error: {folder}: {disk_fault(code).strerror}.")
     elif code and (error := read_error(folder, 0)) is not None:
-        typer.echo(f"Error: {printable(error.message)}", err=True)
+        remark(f"Error: {printable(error.message)}")
         if error.hint:
-            typer.echo(printable(error.hint), err=True)
+            remark(printable(error.hint))
     if code:
         raise typer.Exit(code)
 
@@ -75,7 +77,8 @@ def shard(
     dtype: run.Dtype = "auto",
     allow_pickle: run.Pickle = False,
     allow_leakage: run.Leakage = False,
-    home: run.HomeFolder = None,
+    home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Write the images that are missing as job directories, and a Slurm array script for them.
 
@@ -89,9 +92,35 @@ def shard(
 
     out = out.expanduser().absolute()
     written = write(options, out, shards, shlex.join(["chexgenbench", *sys.argv[1:]]))
-    shown = options.home.shown
-    for note in written.notes:
-        print(f"Note: {note}.")
+    if json:
+        sharded = written.sharded
+        print_json(
+            {
+                "folder": None if sharded is None else str(out),
+                "script": None if sharded is None else str(out / SCRIPT),
+                "jobs": [
+                    {"folder": part.folder, "images": part.n_images}
+                    for part in (sharded.parts if sharded is not None else ())
+                ],
+                "renewed": written.renewed,
+                "notes": written.notes,
+                "failed": run.faults(written.failed),
+            }
+        )
+    else:
+        for note in written.notes:
+            print(f"Note: {note}.")
+        _tell_written(written, options.home, out)
+    for name, error in written.failed.items():
+        remark(f"Failed: {name}: {error.message}")
+    if written.failed:
+        raise typer.Exit(1)
+
+
+def _tell_written(written: Written, home: Home, out: Path) -> None:
+    from chexgenbench.workflow.shards import SCRIPT
+
+    shown = home.shown
     if written.sharded is None:
         print("No image is missing: nothing was written.")
     else:
@@ -106,14 +135,15 @@ def shard(
         print(f"One of them:  bash {shlex.quote(shown(out / SCRIPT))} 1")
         print(f"By Slurm:     cd {shlex.quote(shown(out))} && sbatch {SCRIPT}")
         print(f"How far:      chexgenbench jobs {shlex.quote(shown(out))}")
-        print(f"Take them in: chexgenbench merge {shlex.quote(shown(out))}{options.home.option}")
-    for name, error in written.failed.items():
-        typer.echo(f"Failed: {name}: {error.message}", err=True)
-    if written.failed:
-        raise typer.Exit(1)
+        print(f"Take them in: chexgenbench merge {shlex.quote(shown(out))}{home.option}")
 
 
-def merge(out: Out, home: run.HomeFolder = None, quiet: run.Quiet = False) -> None:
+def merge(
+    out: Out,
+    home: HomeFolder = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Check and take in what workers have made, while they work or later; then run scores it.
 
     Ends with 1 while images are missing, and names the job directories that lack them.
@@ -124,28 +154,75 @@ def merge(out: Out, home: run.HomeFolder = None, quiet: run.Quiet = False) -> No
 
     project = Home.find(home)
     merged = take(project, out.expanduser().absolute(), Progress(quiet))
-    for each in merged:
-        _tell(each)
     lacking = [part.number for each in merged for part in each.parts if not part.complete]
-    if lacking:
-        numbers = ",".join(map(str, lacking))
-        print(f"{len(lacking)} job directories lack images: sbatch --array={numbers} array.sh")
-    if not all(each.whole for each in merged):
-        if not lacking:
+    whole = all(each.whole for each in merged)
+    if json:
+        print_json(
+            {
+                "complete": whole,
+                "generations": [_as_json(each) for each in merged],
+                "lacking": lacking,
+            }
+        )
+    else:
+        for each in merged:
+            _tell(each)
+        if lacking:
+            numbers = ",".join(map(str, lacking))
+            print(f"{len(lacking)} job directories lack images: sbatch --array={numbers} array.sh")
+        elif not whole:
             print("Images that were here are gone: chexgenbench run makes them again.")
+        elif not quiet:
+            print("All images are there.")
+            print("Next: chexgenbench run, with the options that shard was given.")
+    if not whole:
         raise typer.Exit(1)
-    print("All images are there. Next: chexgenbench run, with the options that shard was given.")
 
 
-def jobs(out: Out) -> None:
+def jobs(out: Out, json: AsJson = False) -> None:
     """How far the job directories of a folder are, and which workers give no sign."""
     from chexgenbench.workflow.shards import look
 
     shown = look(out.expanduser().absolute())
-    width = max((len(each.part.folder) for each in shown), default=0)
-    for each in shown:
-        count = f"{each.made}/{each.part.n_images}"
-        print(f"{each.number:>4}  {each.part.folder:<{width}}  {count:>9}  {each.state}")
+    if json:
+        print_json(
+            [
+                {
+                    "number": each.number,
+                    "folder": each.part.folder,
+                    "made": each.made,
+                    "images": each.part.n_images,
+                    "state": each.state,
+                }
+                for each in shown
+            ]
+        )
+        return
+    rows = [
+        (f"{each.number:>4}", each.part.folder, f"{each.made}/{each.part.n_images}", each.state)
+        for each in shown
+    ]
+    print_listing(("", "", "", ""), rows)
+
+
+def _as_json(merged: Merged) -> dict[str, Any]:
+    return {
+        "model": merged.asked.model,
+        "images": merged.asked.images,
+        "made": merged.made,
+        "wanted": merged.asked.n_images,
+        "jobs": [
+            {
+                "number": part.number,
+                "folder": part.part.folder,
+                "made": part.made,
+                "images": part.part.n_images,
+                "complete": part.complete,
+                "fault": part.fault and part.fault.message,
+            }
+            for part in merged.parts
+        ],
+    }
 
 
 def _tell(merged: Merged) -> None:

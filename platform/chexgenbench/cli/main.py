@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -12,29 +13,28 @@ from chexgenbench.cli import (
     containers,
     convert,
     dataset,
+    ending,
     env,
     export,
     jobs,
+    plugin,
     plugins,
     reference,
     results,
     run,
     shell,
     splits,
+    view,
 )
-from chexgenbench.errors import ChexGenBenchError
 
 app = typer.Typer(
     name="chexgenbench",
     help="Benchmark text-to-image models for chest radiographs: generate, score, query.",
+    epilog=ending.EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-_CTRL_C = 130
-"""The exit code that typer gives to a KeyboardInterrupt."""
 
 
 def _version(value: bool) -> None:
@@ -59,51 +59,47 @@ def _options(
     pass
 
 
-app.command("run")(run.run)
-app.command("generate")(run.generate)
-app.command("evaluate")(run.evaluate)
-app.command("doctor")(run.doctor)
-app.command("convert")(convert.convert)
-app.command("shard")(jobs.shard)
-app.command("worker")(jobs.worker)
-app.command("jobs")(jobs.jobs)
-app.command("merge")(jobs.merge)
-app.command("query")(results.query)
-app.command("sql")(shell.sql)
-app.command("leaderboard")(results.leaderboard)
-app.command("compare")(results.compare)
-app.command("report")(results.report)
-app.add_typer(results.queries, name="queries")
-app.add_typer(results.runs, name="runs")
-app.add_typer(results.store, name="store")
-app.add_typer(reference.app, name="reference")
-app.add_typer(export.app, name="export")
-app.add_typer(dataset.app, name="dataset")
-app.add_typer(env.app, name="env")
-app.add_typer(containers.app, name="containers")
-for kind, group in plugins.groups.items():
-    app.add_typer(group, name=kind)
+RUN, RESULTS, PLUGINS, MACHINES, DATA = "Run", "Results", "Plugins", "Machines", "Data"
+"""The panels of commands in the help, in this order."""
+
+_COMMANDS: tuple[tuple[str, str, Callable[..., None] | typer.Typer], ...] = (
+    (RUN, "run", run.run),
+    (RUN, "generate", run.generate),
+    (RUN, "evaluate", run.evaluate),
+    (RUN, "doctor", run.doctor),
+    (RESULTS, "leaderboard", results.leaderboard),
+    (RESULTS, "compare", results.compare),
+    (RESULTS, "report", results.report),
+    (RESULTS, "view", view.view),
+    (RESULTS, "query", results.query),
+    (RESULTS, "queries", results.queries),
+    (RESULTS, "sql", shell.sql),
+    (RESULTS, "runs", results.runs),
+    (RESULTS, "store", results.store),
+    (RESULTS, "export", export.app),
+    *((PLUGINS, kind, group) for kind, group in plugins.groups.items()),
+    (PLUGINS, "plugin", plugin.app),
+    (PLUGINS, "convert", convert.convert),
+    (MACHINES, "shard", jobs.shard),
+    (MACHINES, "worker", jobs.worker),
+    (MACHINES, "jobs", jobs.jobs),
+    (MACHINES, "merge", jobs.merge),
+    (MACHINES, "env", env.app),
+    (MACHINES, "containers", containers.app),
+    (DATA, "reference", reference.app),
+    (DATA, "dataset", dataset.app),
+)
+for panel, name, command in _COMMANDS:
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name, rich_help_panel=panel)
+    else:
+        app.command(name, rich_help_panel=panel)(command)
 splits.add_to(plugins.groups["splits"])
 
 
 def main() -> None:
-    """Runs the command; exit code 0, 1 when something failed, 2 for bad input, 130 for Ctrl-C."""
-    try:
-        app()
-    except ChexGenBenchError as error:
-        print(f"Error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(error.hint, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {where}{error.strerror or error}.", file=sys.stderr)
-        print("What was made is kept: mend this and repeat the same command.", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == _CTRL_C:
-            print("Stopped. The same command goes on where this one was.", file=sys.stderr)
-        raise
+    """Runs the command and ends the process with its exit code, see `chexgenbench.cli.ending`."""
+    sys.exit(ending.run_to_its_end(app))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chexgenbench.cli import complete
+from chexgenbench.cli.output import (
+    AsJson,
+    HomeFolder,
+    Quiet,
+    print_json,
+    print_listing,
+    print_text,
+    remark,
+)
+
 if TYPE_CHECKING:
     from chexgenbench.errors import ChexGenBenchError
+    from chexgenbench.home import Home
 
 KINDS = ("models", "encoders", "metrics", "splits", "judges")
 WITH_WEIGHTS = ("models", "encoders")
 Files = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A file with a plugin.", show_default="none")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.", show_default="off")]
+Name = Annotated[str, typer.Argument(help="Its name.", autocompletion=complete.of_group)]
 groups: dict[str, typer.Typer] = {}
 
 
@@ -26,62 +38,87 @@ def _group(kind: str) -> typer.Typer:
     group = typer.Typer(help=f"The {kind} that are there.", no_args_is_help=True)
 
     @group.command("list", help=f"All {kind}, a line each.")
-    def list_(plugin: Files = None, json: AsJson = False) -> None:
-        registry = _registry(plugin)
+    def list_(plugin: Files = None, home: HomeFolder = None, json: AsJson = False) -> None:
+        registry = _registry(plugin, home)
         specs = [item.spec for _, item in sorted(registry.of_kind(kind).items())]
         if json:
             from chexgenbench.registry import describe
 
-            _print_json([describe(spec) for spec in specs])
+            print_json([describe(spec) for spec in specs])
         else:
-            width = max((len(spec.name) for spec in specs), default=0)
-            for spec in specs:
-                print(f"{spec.name:<{width}}  {spec.summary}")
+            print_listing(("", ""), [(spec.name, spec.summary) for spec in specs])
         for problem in registry.problems:
-            typer.echo(f"Left out: {problem.source}: {problem.reason}", err=True)
+            remark(f"Left out: {problem.source}: {problem.reason}")
 
     @group.command("show", help=f"One of the {kind}: parameters, needs, licence, references.")
-    def show(name: str, plugin: Files = None, json: AsJson = False) -> None:
+    def show(
+        name: Name,
+        plugin: Files = None,
+        home: HomeFolder = None,
+        json: AsJson = False,
+    ) -> None:
         from chexgenbench.downloads import summary
         from chexgenbench.home import Home
         from chexgenbench.registry import describe
 
-        found = _registry(plugin).find(kind, name)
+        found = _registry(plugin, home).find(kind, name)
         described = describe(found.spec) | {"source": found.source}
         downloads = getattr(found.spec, "downloads", ())
         if kind in WITH_WEIGHTS:
-            described["downloads"] = summary(downloads, Home.find().cache)
+            described["downloads"] = summary(downloads, Home.find(home).cache)
         if json:
-            _print_json(described)
+            print_json(described)
             return
         parameters = described.pop("parameters")
         files = described.pop("downloads", [])
+        lists = {
+            "scores": [_score(each) for each in described.pop("scores", [])],
+            "pitfalls": described.pop("pitfalls", []),
+        }
         for key, value in described.items():
             if value not in ([], {}, "", None):
-                print(f"{key}: {_text(value)}")
+                print_text(f"{key}: {_text(value)}")
+        for title, lines in lists.items():
+            if lines:
+                print(f"{title}:")
+            for line in lines:
+                print_text(line, indent=2)
         print("parameters:" if parameters else "parameters: none")
         for item in parameters:
             default = "required" if item["required"] else f"default {item['default']!r}"
-            print(f"  {item['name']} ({item['type']}, {default}): {item['description']}")
+            text = f"{item['name']} ({item['type']}, {default}): {item['description']}"
+            print_text(text, indent=2)
         if kind in WITH_WEIGHTS:
-            _print_weights(kind, found, files)
+            _print_weights(kind, found, files, Home.find(home))
 
     if kind in WITH_WEIGHTS:
 
-        @group.command("fetch", help="Downloads the weights of one and checks them.")
-        def fetch(name: str, plugin: Files = None) -> None:
+        @group.command("fetch", help="Download the weights of one and check them.")
+        def fetch(
+            name: Name,
+            plugin: Files = None,
+            home: HomeFolder = None,
+            json: AsJson = False,
+            quiet: Quiet = False,
+        ) -> None:
             from chexgenbench.downloads import fetch as bring
             from chexgenbench.home import Home
             from chexgenbench.progress import Progress
 
-            found = _registry(plugin).find(kind, name)
+            place = Home.find(home)
+            found = _registry(plugin, home).find(kind, name)
+            paths: list[Path] = []
             for download in found.spec.downloads:
                 setting = _setting(found.spec, download.source)
-                for path in bring(download, Home.find().cache, Progress(), setting).values():
-                    print(path)
-            fault = _fault(found)
-            if not found.spec.downloads:
+                brought = bring(download, place.cache, Progress(quiet), setting).values()
+                if not json:
+                    print(*brought, sep="\n")
+                paths += brought
+            if json:
+                print_json({"name": found.name, "files": paths})
+            elif not found.spec.downloads and not quiet:
                 print(f"{name!r} has nothing to fetch.")
+            fault = _fault(found, place)
             if fault is not None:
                 raise fault
 
@@ -92,11 +129,18 @@ def _group(kind: str) -> typer.Typer:
 
 def status(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", show_default="all")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Models.",
+            show_default="all",
+            autocompletion=complete.models,
+        ),
     ] = None,
     plugin: Files = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:0.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="Precision of the memory.")] = "auto",
+    home: HomeFolder = None,
     json: AsJson = False,
 ) -> None:
     """What each model needs here and what is missing; with names, also what to do."""
@@ -105,26 +149,26 @@ def status(
     from chexgenbench.workflow.needs import likely_device, model_needs
     from chexgenbench.workflow.plan import resolve_devices
 
-    registry, home = _registry(plugin), Home.find()
+    registry, place = _registry(plugin, home), Home.find(home)
     # To ask torch takes seconds, so it is asked only for what the user named.
     named = likely_device() if device == "auto" else resolve_devices(device)[0]
-    context = Context(device=named, home=home.root, cache=home.cache)
+    context = Context(device=named, home=place.root, cache=place.cache)
     chosen = names or sorted(registry.models)
     found = [model_needs(registry.find("models", name), {}, context, dtype) for name in chosen]
     if json:
-        _print_json([needs.as_json() for needs in found])
+        print_json([needs.as_json() for needs in found])
         return
     _print_needs(found)
     for needs in found if names else ():
         for fault in needs.missing:
-            print(f"{needs.name}: {fault.text}")
+            print_text(f"{needs.name}: {fault.text}")
 
 
 def _print_needs(found: list[Any]) -> None:
     from chexgenbench.downloads import size_text
 
-    rows = [("model", "weights", "memory of the weights", "missing here", "licence")]
-    rows += [
+    heads = ("model", "weights", "memory of the weights", "missing here", "licence")
+    rows = [
         (
             needs.name,
             size_text(needs.size) if needs.files else "-",
@@ -134,26 +178,23 @@ def _print_needs(found: list[Any]) -> None:
         )
         for needs in found
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    print_listing(heads, rows)
 
 
-def _print_weights(kind: str, found: Any, files: list[dict[str, Any]]) -> None:
+def _print_weights(kind: str, found: Any, files: list[dict[str, Any]], home: Home) -> None:
     from chexgenbench.downloads import size_text
 
     for download in found.spec.downloads:
         if download.gated:
-            print(f"licence to accept: https://huggingface.co/{download.source}")
+            print_text(f"licence to accept: https://huggingface.co/{download.source}")
     for item in files:
         at = f" at {item['revision']}" if item["revision"] else ""
         state = item["path"] or f"missing, {size_text(item['size'])}"
-        print(f"weights: {item['file']} from {item['source']}{at}: {state}")
+        print_text(f"weights: {item['file']} from {item['source']}{at}: {state}")
     if any(item["path"] is None for item in files):
         print(f"fetch them: chexgenbench {kind} fetch {found.spec.name}")
-    elif fault := _fault(found):
-        print(f"weights: {fault.message} {fault.hint or ''}".rstrip())
+    elif fault := _fault(found, home):
+        print_text(f"weights: {fault.message} {fault.hint or ''}".rstrip())
 
 
 def _setting(spec: Any, source: str) -> str | None:
@@ -162,16 +203,14 @@ def _setting(spec: Any, source: str) -> str | None:
     return next((f"{spec.name}.{name}" for name, info in fields if info.default == source), None)
 
 
-def _fault(found: Any) -> ChexGenBenchError | None:
+def _fault(found: Any, home: Home) -> ChexGenBenchError | None:
     """The error of a plugin that cannot run with its default parameters for want of weights.
 
     None where a parameter must be named first, as `show` says.
     """
     from chexgenbench.errors import ChexGenBenchError
-    from chexgenbench.home import Home
     from chexgenbench.types import Context
 
-    home = Home.find()
     fields = found.spec.parameters.model_fields
     if any(info.is_required() and name not in found.values for name, info in fields.items()):
         return None
@@ -185,11 +224,19 @@ def _fault(found: Any) -> ChexGenBenchError | None:
     return None
 
 
-def _registry(files: list[Path] | None) -> Any:
+def _registry(files: list[Path] | None, home: Path | None) -> Any:
     from chexgenbench.home import Home
     from chexgenbench.workflow.plan import Options, load_plugins
 
-    return load_plugins(Options(home=Home.find(), plugins=tuple(files or ())))
+    return load_plugins(Options(home=Home.find(home), plugins=tuple(files or ())))
+
+
+def _score(score: dict[str, Any]) -> str:
+    """A score of a metric in a line."""
+    better = "higher" if score["higher_is_better"] else "lower"
+    ends = f"{score['lowest']:g} to {score['highest']:g}"
+    said = "; ".join(each for each in (score["summary"], score["formula"]) if each)
+    return f"{score['name']} ({better} is better, {ends}): {said}".rstrip(": ")
 
 
 def _text(value: Any) -> str:
@@ -198,12 +245,6 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return str(value)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 groups.update({kind: _group(kind) for kind in KINDS})

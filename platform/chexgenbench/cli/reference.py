@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from chexgenbench.cli import run
+from chexgenbench.cli import complete, run
+from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json
 
 app = typer.Typer(
     help="Reference bundles: encode the real images once, let others score without them.",
@@ -17,7 +18,9 @@ app = typer.Typer(
 
 @app.command("build")
 def build(
-    split: Annotated[str, typer.Argument(help="A split's name, or a CSV file.")],
+    split: Annotated[
+        str, typer.Argument(help="A split's name, or a CSV file.", autocompletion=complete.splits)
+    ],
     out: Annotated[Path, typer.Argument(help="The bundle, such as mimic.safetensors.")],
     encoder: run.Encoders = None,
     plugin: run.Plugins = None,
@@ -28,8 +31,9 @@ def build(
     device: run.Device = "auto",
     encode_batch_size: run.EncodeBatch = 32,
     on_bad_image: run.BadImage = run.OnBadImage.fail,
-    home: run.HomeFolder = None,
-    quiet: run.Quiet = False,
+    home: HomeFolder = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the features of the real images into one file: no image, no text, no patient's id.
 
@@ -40,6 +44,18 @@ def build(
     from chexgenbench.workflow.run import build_reference
 
     built = build_reference(options, out, Progress(quiet))
+    if json:
+        print_json(
+            {
+                "file": str(out.absolute()),
+                "split": built.split,
+                "images": built.images,
+                "encoders": list(built.encoders),
+                "sha256": built.sha256,
+                "credentialed": built.credentialed,
+            }
+        )
+        return
     print(f"{built.images} real images of {built.split} by {', '.join(built.encoders)}: {out}")
     print(f"SHA-256: {built.sha256}")
     if built.credentialed:
@@ -47,12 +63,25 @@ def build(
 
 
 @app.command("show")
-def show(file: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
+def show(file: Annotated[Path, typer.Argument(help="A bundle.")], json: AsJson = False) -> None:
     """Check a bundle and say what it holds."""
     from chexgenbench.files import sha256_file
     from chexgenbench.workflow.reference import Reference
 
     facts = Reference.open(file).facts
+    if json:
+        print_json(
+            {
+                "file": str(file.absolute()),
+                "split": facts.split,
+                "rows": facts.rows,
+                "split_hash": facts.split_hash,
+                "encoders": facts.encoders,
+                "sha256": sha256_file(file),
+                "credentialed": facts.credentialed,
+            }
+        )
+        return
     print(f"split: {facts.split}, {facts.rows} rows, hash {facts.split_hash[:16]}")
     for name, identity in sorted(facts.encoders.items()):
         print(f"encoder: {name}, identity {identity}")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chexgenbench.cli.run import Credentialed, HomeFolder
+from chexgenbench.cli import complete
+from chexgenbench.cli.output import AsJson, HomeFolder, print_json, remark
+from chexgenbench.cli.run import Credentialed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +48,14 @@ Out = Annotated[
     typer.Option("--out", "-o", help="A file, such as a.csv or a.parquet.", show_default="screen"),
 ]
 
+JsonFormat = Annotated[
+    bool, typer.Option("--json", help="The same as --format json.", show_default="off")
+]
+RunName = Annotated[
+    str,
+    typer.Argument(help="A run, or the beginning of its id.", autocompletion=complete.runs),
+]
+
 Published = Annotated[
     bool, typer.Option("--published", help="Beside the paper's numbers.", show_default="off")
 ]
@@ -64,13 +74,19 @@ def query(
     ] = None,
     saved: Annotated[
         str | None,
-        typer.Option(help="One of `chexgenbench queries list`.", show_default="none"),
+        typer.Option(
+            help="One of `chexgenbench queries list`.",
+            show_default="none",
+            autocompletion=complete.queries,
+        ),
     ] = None,
     format: FormatOption = None,
+    json: JsonFormat = False,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
     """Ask the store in SQL."""
+    format = _format(format, json)
     _show(_open(home)[1].query(_statement(sql, file, saved)), format, out)
 
 
@@ -92,31 +108,44 @@ def _statement(sql: str | None, file: Path | None, saved: str | None) -> str:
         assert sql is not None
         return sql
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        if str(file) == "-":
+            return sys.stdin.read() if sys.stdin is not None else ""  # None: it is closed
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise UserError(f"{file} cannot be read: {why}.") from error
 
 
 @queries.command("list")
-def list_queries(format: FormatOption = None, out: Out = None) -> None:
+def list_queries(format: FormatOption = None, json: JsonFormat = False, out: Out = None) -> None:
     """All saved queries; `chexgenbench query --saved NAME` asks one."""
     import pyarrow as pa
 
     from chexgenbench.store.cookbook import saved_queries
 
     rows = [{"name": each.name, "question": each.question} for each in saved_queries().values()]
-    _show(pa.Table.from_pylist(rows), format, out)
+    _show(pa.Table.from_pylist(rows), _format(format, json), out)
 
 
 @queries.command("show")
 def show_query(
-    name: Annotated[str, typer.Argument(help="A saved query.")],
+    name: Annotated[str, typer.Argument(help="A saved query.", autocompletion=complete.queries)],
+    json: AsJson = False,
 ) -> None:
     """The statement of a saved query, to change and to give to `query --file`."""
     from chexgenbench.store.cookbook import saved_query
 
     found = saved_query(name)
+    if json:
+        print_json(
+            {
+                "name": found.name,
+                "question": found.question,
+                "note": found.note,
+                "sql": found.sql,
+            }
+        )
+        return
     for line in filter(None, (found.question, found.note)):
         print(f"-- {line}")
     print(found.sql)
@@ -124,7 +153,10 @@ def show_query(
 
 def leaderboard(
     metric: Annotated[
-        str | None, typer.Option(help="One score, such as fid.", show_default="all")
+        str | None,
+        typer.Option(
+            help="One score, such as fid.", show_default="all", autocompletion=complete.metrics
+        ),
     ] = None,
     subset: Annotated[
         str, typer.Option(help="overall, a finding, macro, or a subset of yours.")
@@ -135,15 +167,20 @@ def leaderboard(
             help="A column to sort by; -column: the other way.", show_default="the best first"
         ),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="One suite.", show_default="all")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="One suite.", show_default="all", autocompletion=complete.suites),
+    ] = None,
     published: Published = False,
     format: FormatOption = None,
+    json: JsonFormat = False,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
     """The latest finished run of each model; models that nothing sets apart share a rank."""
     from chexgenbench.store import questions
 
+    format = _format(format, json)
     result = questions.leaderboard(
         _open(home)[1], metric=metric, subset=subset, sort=sort, suite=suite, published=published
     )
@@ -164,15 +201,20 @@ def leaderboard(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
+    first: RunName,
     second: Annotated[
-        str, typer.Argument(help="Another run; with --published, a model of the paper.")
+        str,
+        typer.Argument(
+            help="Another run; with --published, a model of the paper.",
+            autocompletion=complete.runs,
+        ),
     ],
     subset: Annotated[
         str | None, typer.Option(help="One subset, such as overall.", show_default="all")
     ] = None,
     published: Published = False,
     format: FormatOption = None,
+    json: JsonFormat = False,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
@@ -182,6 +224,7 @@ def compare(
     two runs' own. p_holm is corrected over the subsets of a score; images_needed says how many
     images would settle a difference that is not settled.
     """
+    format = _format(format, json)
     place, opened = _open(home)
     if published:
         from chexgenbench.store import questions
@@ -227,7 +270,7 @@ def _only(table: pa.Table, subset: str | None) -> pa.Table:
 
 def _note(notes: Sequence[str]) -> None:
     for note in notes:
-        typer.echo(f"Note: {note}.".replace("..", "."), err=True)
+        remark(f"Note: {note}.".replace("..", "."))
 
 
 def report(
@@ -235,9 +278,13 @@ def report(
         list[str] | None, typer.Argument(help="Runs.", show_default="the leaderboard's")
     ] = None,
     include_credentialed: Credentialed = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write.", show_default="Results/report.html"),
+    ] = None,
     home: HomeFolder = None,
 ) -> None:
-    """Write the HTML page again."""
+    """Write the HTML page again: one file that needs no network."""
     from chexgenbench.report.page import write_report
     from chexgenbench.store import questions
 
@@ -247,15 +294,21 @@ def report(
     else:
         board = "SELECT run_id, model FROM leaderboard GROUP BY ALL ORDER BY min(suite), model"
         chosen = opened.query(board).column(0).to_pylist()
-    page = write_report(opened, place, chosen, include_credentialed=include_credentialed)
+    page = write_report(opened, place, chosen, include_credentialed=include_credentialed, out=out)
     print(f"Page: {place.shown(page)}")
 
 
 @runs.command("list")
-def list_(format: FormatOption = None, out: Out = None, home: HomeFolder = None) -> None:
+def list_(
+    format: FormatOption = None,
+    json: JsonFormat = False,
+    out: Out = None,
+    home: HomeFolder = None,
+) -> None:
     """All runs, the newest first."""
     from chexgenbench.store import questions
 
+    format = _format(format, json)
     shown = ("run_id", "model", "suite", "status", "n_images", "created_at", "extra_info")
     result = questions.list_runs(_open(home)[1])
     always = ("run_id", "model", "status", "n_images", "created_at")
@@ -264,20 +317,22 @@ def list_(format: FormatOption = None, out: Out = None, home: HomeFolder = None)
 
 @runs.command("show")
 def show(
-    run: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
+    run: RunName,
     format: FormatOption = None,
+    json: JsonFormat = False,
     out: Out = None,
     home: HomeFolder = None,
 ) -> None:
     """Everything known of a run."""
     from chexgenbench.store import questions
 
+    format = _format(format, json)
     _show(questions.show_run(_open(home)[1], run), format, out)
 
 
 @runs.command("delete")
 def delete(
-    run: Annotated[str, typer.Argument(help="A run, or the beginning of its id.")],
+    run: RunName,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask.", show_default="off")
     ] = False,
@@ -294,6 +349,10 @@ def delete(
     folder = inside(place.runs, name)
     print(f"This deletes {place.shown(folder)} and the run's rows in the store; images stay.")
     if not yes:
+        if sys.stdin is None or not sys.stdin.readable():
+            from chexgenbench.errors import UserError
+
+            raise UserError("Nobody can be asked: standard input is closed.", hint="Say --yes.")
         typer.confirm("Delete?", abort=True)
     # The record first: the store is an index of it and can be made again without this run.
     if folder.exists():
@@ -301,20 +360,44 @@ def delete(
     opened.delete([name])
 
 
+@store.command("info")
+def info(home: HomeFolder = None, json: AsJson = False) -> None:
+    """Where the store is, how large, of which schema, and how many rows each table has."""
+    from chexgenbench.store.schema import SCHEMA_VERSION, TABLES
+
+    place, opened = _open(home)
+    counts = " UNION ALL ".join(f"SELECT count(*) FROM {name}" for name in TABLES)  # noqa: S608
+    rows = dict(zip(TABLES, opened.query(counts).column(0).to_pylist(), strict=True))
+    size = place.store.stat().st_size
+    if json:
+        schema = {"schema": SCHEMA_VERSION}
+        print_json({"path": str(place.store), "bytes": size} | schema | {"rows": rows})
+        return
+    print(f"path: {place.shown(place.store)}")
+    print(f"size: {size / 1e6:.1f} MB, schema {SCHEMA_VERSION}")
+    for name, count in rows.items():
+        print(f"{name:<16} {count:>10,} rows")
+
+
 @store.command("rebuild")
-def rebuild(home: HomeFolder = None) -> None:
+def rebuild(home: HomeFolder = None, json: AsJson = False) -> None:
     """Make the store again from the run directories."""
     place, opened = _open(home)
     rebuilt = opened.rebuild(place.runs)
-    print(f"{len(rebuilt.run_ids)} runs taken in, {place.shown(place.store)}")
+    if json:
+        skipped = {str(folder): reason for folder, reason in rebuilt.skipped.items()}
+        print_json({"taken": rebuilt.run_ids, "left_out": skipped})
+    else:
+        print(f"{len(rebuilt.run_ids)} runs taken in, {place.shown(place.store)}")
     for folder, reason in rebuilt.skipped.items():
-        typer.echo(f"Left out: {place.shown(folder)}: {reason}", err=True)
+        remark(f"Left out: {place.shown(folder)}: {reason}")
 
 
 @store.command("merge")
 def merge_(
     other: Annotated[Path, typer.Argument(help="Another project's folder.")],
     home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Take in the finished runs of another project, such as another lab's; images stay there.
 
@@ -331,11 +414,21 @@ def merge_(
     merged = merge_runs(other, place.runs)
     # All of them: a merge that was stopped has left directories that the store does not know.
     opened.ingest([place.runs / name for name in (*merged.taken, *merged.same)])
-    print(f"{len(merged.taken)} runs taken in, {len(merged.same)} were here")
+    if json:
+        print_json(
+            {
+                "taken": merged.taken,
+                "same": merged.same,
+                "left_out": merged.left_out,
+                "conflicts": merged.conflicts,
+            }
+        )
+    else:
+        print(f"{len(merged.taken)} runs taken in, {len(merged.same)} were here")
     for name, reason in merged.left_out.items():
-        typer.echo(f"Left out: {name}: {reason}", err=True)
+        remark(f"Left out: {name}: {reason}")
     for name, reason in merged.conflicts.items():
-        typer.echo(f"Conflict: {name}: {reason}", err=True)
+        remark(f"Conflict: {name}: {reason}")
     if merged.conflicts:
         raise typer.Exit(1)
 
@@ -346,6 +439,21 @@ def _open(home: Path | None) -> tuple[Home, Store]:
 
     place = Home.find(home)
     return place, Store(place.store)
+
+
+def _format(format: Format | None, json: bool) -> Format | None:
+    """What ``--format`` and ``--json`` say together.
+
+    Raises:
+        UserError: they say two things.
+    """
+    if not json:
+        return format
+    if format is not None and format is not Format.json:
+        from chexgenbench.errors import UserError
+
+        raise UserError(f"--json and --format {format.value} are two formats.", hint="Say one.")
+    return Format.json
 
 
 def _chosen(format: Format | None, out: Path | None) -> Format:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chexgenbench.cli import complete
+from chexgenbench.cli.output import (
+    AsJson,
+    HomeFolder,
+    Quiet,
+    own_command,
+    print_json,
+    print_text,
+    remark,
+)
+
 if TYPE_CHECKING:
+    from chexgenbench.errors import ChexGenBenchError
     from chexgenbench.workflow.plan import Options
     from chexgenbench.workflow.run import Outcome
 
@@ -36,23 +49,49 @@ class Uncertain(StrEnum):
     negative = "negative"
 
 
-SuiteName = Annotated[str, typer.Option("--suite", help="A suite's name, or a TOML file.")]
+_WHERE = "Options: machines and memory"
+_CARE = "Options: what is let through"
+"""Panels of the help, beside that of all other options."""
+
+SuiteName = Annotated[
+    str,
+    typer.Option("--suite", help="A suite's name, or a TOML file.", autocompletion=complete.suites),
+]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", help="A model; repeat it.", show_default="suite's"),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model; repeat it.",
+        show_default="suite's",
+        autocompletion=complete.models,
+    ),
 ]
 SplitName = Annotated[
     str | None,
-    typer.Option("--split", help="A split's name, or a CSV file.", show_default="suite's"),
+    typer.Option(
+        "--split",
+        help="A split's name, or a CSV file.",
+        show_default="suite's",
+        autocompletion=complete.splits,
+    ),
 ]
 Encoders = Annotated[
     list[str] | None,
-    typer.Option("--encoder", help="An encoder; repeat it.", show_default="suite's"),
+    typer.Option(
+        "--encoder",
+        help="An encoder; repeat it.",
+        show_default="suite's",
+        autocompletion=complete.encoders,
+    ),
 ]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(
-        "--metric", help="A metric, or metric@encoder; repeat it.", show_default="suite's"
+        "--metric",
+        help="A metric, or metric@encoder; repeat it.",
+        show_default="suite's",
+        autocompletion=complete.metrics,
     ),
 ]
 Plugins = Annotated[
@@ -75,18 +114,25 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(
         "--column",
-        help="role=NAME for id, prompt, path, labels, patient, view.",
+        help="role=NAME for id, prompt, path, labels, patient, view or a finding; repeat it.",
         show_default="the split's",
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first N prompts.", show_default="all")
+    int | None,
+    typer.Option(
+        "--limit", min=1, metavar="N", help="Only the first N prompts.", show_default="all"
+    ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Run seed.", show_default="suite's, 0")
+    int | None,
+    typer.Option("--seed", min=0, metavar="N", help="Run seed.", show_default="suite's, 0"),
 ]
 Repeats = Annotated[
-    int | None, typer.Option("--repeats", min=1, help="Images a prompt.", show_default="suite's, 1")
+    int | None,
+    typer.Option(
+        "--repeats", min=1, metavar="N", help="Images a prompt.", show_default="suite's, 1"
+    ),
 ]
 BatchSize = Annotated[
     str | None,
@@ -103,18 +149,27 @@ Exact = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda:0, or several: cuda:0,cuda:1.")
+    str,
+    typer.Option(
+        "--device", rich_help_panel=_WHERE, help="auto, cpu, cuda:0, or several: cuda:0,cuda:1."
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, help="Processes that make images.", show_default="one a device"
+        "--workers",
+        rich_help_panel=_WHERE,
+        min=1,
+        metavar="N",
+        help="Processes that make images.",
+        show_default="one a device",
     ),
 ]
 Executors = Annotated[
     list[str] | None,
     typer.Option(
         "--executor",
+        rich_help_panel=_WHERE,
         help="here, process, container or ray; NAME=KIND for one model, encoder or task metric; "
         "repeat it.",
         show_default="auto: an environment's own, else here",
@@ -123,57 +178,103 @@ Executors = Annotated[
 Runtime = Annotated[
     str | None,
     typer.Option(
-        "--runtime", help="docker, podman or apptainer.", show_default="whichever answers"
+        "--runtime",
+        rich_help_panel=_WHERE,
+        help="docker, podman or apptainer.",
+        show_default="whichever answers",
     ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", help="Ray: HOST:PORT, auto or local.", show_default="none"),
+    typer.Option(
+        "--address",
+        rich_help_panel=_WHERE,
+        help="Ray: HOST:PORT, auto or local.",
+        show_default="none",
+    ),
 ]
 Shared = Annotated[
     str | None,
     typer.Option(
         "--shared",
+        rich_help_panel=_WHERE,
         help="Ray: a folder or fsspec URL that every machine sees.",
         show_default="the project folder",
     ),
 ]
 Shards = Annotated[
     int | None,
-    typer.Option("--shards", min=1, help="Parts of a generation.", show_default="the executor's"),
+    typer.Option(
+        "--shards",
+        rich_help_panel=_WHERE,
+        min=1,
+        metavar="N",
+        help="Parts of a generation.",
+        show_default="the executor's",
+    ),
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", help="A worker's limit, such as 16G.", show_default="none"),
+    typer.Option(
+        "--memory",
+        rich_help_panel=_WHERE,
+        help="A worker's limit, such as 16G.",
+        show_default="none",
+    ),
 ]
 Timeout = Annotated[
     float,
-    typer.Option("--timeout", min=1, help="Seconds without an image until a worker is ended."),
+    typer.Option(
+        "--timeout",
+        rich_help_panel=_WHERE,
+        min=1,
+        metavar="SECONDS",
+        help="Seconds without an image until a worker is ended.",
+    ),
 ]
 Pickle = Annotated[
     bool,
     typer.Option(
         "--allow-pickle",
+        rich_help_panel=_CARE,
         help="Load weights that are pickles: they can run code on this machine.",
         show_default="off",
     ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", rich_help_panel=_WHERE, help="auto, float32, float16 or bfloat16.")
+]
 EncodeBatch = Annotated[
-    int, typer.Option("--encode-batch-size", min=1, help="Images an encoder's call.")
+    int,
+    typer.Option(
+        "--encode-batch-size",
+        rich_help_panel=_WHERE,
+        min=1,
+        metavar="N",
+        help="Images an encoder's call.",
+    ),
 ]
 BadImage = Annotated[
-    OnBadImage, typer.Option("--on-bad-image", help="Unreadable images: stop, or leave them out.")
+    OnBadImage,
+    typer.Option(
+        "--on-bad-image", rich_help_panel=_CARE, help="Unreadable images: stop, or leave them out."
+    ),
 ]
 UncertainPolicy = Annotated[
     Uncertain | None,
-    typer.Option("--uncertain", help="Uncertain labels.", show_default="suite's, keep"),
+    typer.Option(
+        "--uncertain",
+        help="Uncertain labels: keep, positive or negative.",
+        metavar="POLICY",
+        show_default="suite's, keep",
+    ),
 ]
 ProtocolName = Annotated[
     Protocol | None,
     typer.Option(
         "--protocol",
-        help="legacy: the published code's choices, see docs/protocols.md.",
+        help="standard, or legacy: the published code's choices, see docs/protocols.md.",
+        metavar="PROTOCOL",
         show_default="suite's, standard",
     ),
 ]
@@ -196,11 +297,6 @@ ReferenceFile = Annotated[
 ExtraInfo = Annotated[
     str, typer.Option("--extra-info", help="A label for the run.", show_default="none")
 ]
-HomeFolder = Annotated[
-    Path | None,
-    typer.Option("--home", help="Project folder.", show_default="CHEXGENBENCH_HOME, or here"),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", show_default="off")]
 New = Annotated[
     bool, typer.Option("--new", help="Repeat it although it is finished.", show_default="off")
 ]
@@ -211,6 +307,7 @@ Leakage = Annotated[
     bool,
     typer.Option(
         "--allow-leakage",
+        rich_help_panel=_CARE,
         help="Take privacy and utility although training and test side overlap.",
         show_default="off",
     ),
@@ -219,6 +316,7 @@ Credentialed = Annotated[
     bool,
     typer.Option(
         "--include-credentialed",
+        rich_help_panel=_CARE,
         help="Patients' text and images may go to the page.",
         show_default="off",
     ),
@@ -263,17 +361,18 @@ def run(
     new: New = False,
     dry_run: DryRun = False,
     include_credentialed: Credentialed = False,
+    json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate an image for each prompt with each model, score them, store, report."""
     options = options_of(locals())
     if dry_run:
-        _dry_run(options)
+        _dry_run(options, json)
         return
     from chexgenbench.progress import Progress
     from chexgenbench.workflow.run import run_suite
 
-    _finish(options, run_suite(options, Progress(quiet)))
+    _finish(options, run_suite(options, Progress(quiet)), json, quiet)
 
 
 def generate(
@@ -302,6 +401,7 @@ def generate(
     allow_pickle: Pickle = False,
     home: HomeFolder = None,
     new: New = False,
+    json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate the images only; a later `run` scores them without making them again."""
@@ -310,7 +410,16 @@ def generate(
     from chexgenbench.workflow.run import generate_suite
 
     outcome = generate_suite(options, Progress(quiet))
-    print(f"{outcome.made} images made, in {options.home.shown(options.home.generations)}")
+    if json:
+        print_json(
+            {
+                "images_made": outcome.made,
+                "folder": str(options.home.generations),
+                "failed": faults(outcome.failed),
+            }
+        )
+    else:
+        print(f"{outcome.made} images made, in {options.home.shown(options.home.generations)}")
     _failures(outcome)
 
 
@@ -365,6 +474,7 @@ def evaluate(
     extra_info: ExtraInfo = "",
     home: HomeFolder = None,
     include_credentialed: Credentialed = False,
+    json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Score images that are there: your own, joined to the split by prompt text, or generated ones.
@@ -377,9 +487,10 @@ def evaluate(
 
     progress = Progress(quiet)
     if images_csv is None:
-        _finish(options, run_suite(options, progress, make=False))
+        outcome = run_suite(options, progress, make=False)
     else:
-        _finish(options, evaluate_images(options, images_csv, images_dir, progress, name=name))
+        outcome = evaluate_images(options, images_csv, images_dir, progress, name=name)
+    _finish(options, outcome, json, quiet)
 
 
 def doctor(
@@ -401,16 +512,23 @@ def doctor(
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
     home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Check everything that a run needs, without running it."""
     options = options_of(locals())
     from chexgenbench.workflow.doctor import examine
 
-    faults = 0
+    checks = []
     for check in examine(options):
-        faults += not check.ok
-        print(f"{'ok   ' if check.ok else 'FAULT'} {check.name}: {check.detail}")
-    if faults:
+        checks.append(check)
+        if not json:  # each as soon as it is known
+            text = f"{'ok   ' if check.ok else 'FAULT'} {check.name}: {check.detail}"
+            print_text(text, hanging=6)
+    well = all(check.ok for check in checks)
+    if json:
+        rows = [{"name": each.name, "ok": each.ok, "detail": each.detail} for each in checks]
+        print_json({"ok": well, "checks": rows})
+    if not well:
         raise typer.Exit(2)
 
 
@@ -418,16 +536,18 @@ def options_of(given: dict[str, Any]) -> Options:
     """What a command was given, by the names of its options."""
     from chexgenbench.errors import UserError
     from chexgenbench.home import Home
+    from chexgenbench.splits.prompts import PUBLISHED_COLUMNS, ROLES
     from chexgenbench.workflow.plan import Options
     from chexgenbench.workflow.suite import parse_subsets
 
     columns: dict[str, str] = {}
     for entry in given.get("column") or []:
         role, equals, column = entry.partition("=")
-        if not equals or role not in ("id", "prompt", "path", "labels", "patient", "view"):
+        if not equals or role not in ROLES:
             raise UserError(
                 f"--column {entry!r} is not of the form role=NAME.",
-                hint="Roles: id, prompt, path, labels, patient, view.",
+                hint=f"Roles: {', '.join(PUBLISHED_COLUMNS)}, and the 14 findings, such as "
+                "'Pleural Effusion=effusion'.",
             )
         columns[role] = column
     settings = list(given.get("set_") or [])
@@ -504,8 +624,7 @@ def bytes_of(text: str) -> int:
     return size
 
 
-def _dry_run(options: Options) -> None:
-    from chexgenbench.errors import ChexGenBenchError
+def _dry_run(options: Options, json: bool) -> None:
     from chexgenbench.workflow.plan import (
         encoded_real,
         estimate_bytes,
@@ -517,89 +636,142 @@ def _dry_run(options: Options) -> None:
     plan = make_plan(options)
     failed: dict[str, ChexGenBenchError] = {}
     generations = plan_models(plan, failed)
-    print(f"suite {plan.suite.name}, split {plan.split.name}: {len(plan.prompts)} prompts")
-    work = [(item.plugin.name, item) for item in generations]
+    work = [(item.plugin.name, "own", item) for item in generations]
     work += [
-        (f"{item.plugin.name}, {name}", pool)
+        (item.plugin.name, name, pool)
         for item in generations
         for name, pool in plan_pools(plan, item).items()
     ]
-    for name, item in work:
+    images = []
+    for name, kind, item in work:
         made, total = item.made(), len(item.requests)
-        seconds = item.seconds_an_image()
-        time = "unknown" if seconds is None else f"about {seconds * (total - made):.0f} s"
-        if made == total:
-            time = "nothing to do"
-        print(
-            f"  {name}: {made} of {total} images cached; time {time}, "
-            f"disk at most {estimate_bytes(item) / 1e6:.0f} MB"
+        each = item.seconds_an_image()
+        images.append(
+            {
+                "model": name,
+                "images": kind,
+                "wanted": total,
+                "made": made,
+                "seconds": 0.0 if made == total else each and each * (total - made),
+                "bytes": estimate_bytes(item),
+            }
         )
-    if plan.reference is not None:
-        print(f"  real images: the reference {plan.reference.path.name}")
+    real = []
     for encoder in plan.encoders if plan.reference is None else ():
         known, total = encoded_real(plan, encoder)
-        print(f"  {encoder.name}: {known} of {total} real images encoded")
-    names = ", ".join(item.plugin.name for item in plan.metrics)
-    print(f"metrics: {names}, over {len(plan.masks)} subsets")
-    for task in plan.tasks:
-        needs = ", ".join(dict.fromkeys(need.name for need in task.needs.values()))
-        print(f"task {task.plugin.name}: on {needs}")
-    for remark in plan.remarks:
-        print(f"Note: {remark}.")
+        real.append({"encoder": encoder.name, "encoded": known, "wanted": total})
+    tasks = {
+        task.plugin.name: list(dict.fromkeys(need.name for need in task.needs.values()))
+        for task in plan.tasks
+    }
+    whole = {
+        "suite": plan.suite.name,
+        "split": plan.split.name,
+        "prompts": len(plan.prompts),
+        "generations": images,
+        "real": real,
+        "reference": None if plan.reference is None else plan.reference.path.name,
+        "metrics": [item.plugin.name for item in plan.metrics],
+        "subsets": len(plan.masks),
+        "tasks": tasks,
+        "remarks": list(plan.remarks),
+        "failed": faults(failed),
+    }
+    if json:
+        print_json(whole)
+    else:
+        _print_plan(whole)
     for name, error in failed.items():
-        typer.echo(f"Fails: {name}: {error.message}", err=True)
+        remark(f"Fails: {name}: {error.message}")
 
 
-def _finish(options: Options, outcome: Outcome) -> None:
+def _print_plan(plan: dict[str, Any]) -> None:
+    print(f"suite {plan['suite']}, split {plan['split']}: {plan['prompts']} prompts")
+    for item in plan["generations"]:
+        name = item["model"] if item["images"] == "own" else f"{item['model']}, {item['images']}"
+        time = "unknown" if item["seconds"] is None else f"about {item['seconds']:.0f} s"
+        if item["made"] == item["wanted"]:
+            time = "nothing to do"
+        print_text(
+            f"{name}: {item['made']} of {item['wanted']} images cached; time {time}, "
+            f"disk at most {item['bytes'] / 1e6:.0f} MB",
+            indent=2,
+        )
+    if plan["reference"] is not None:
+        print_text(f"real images: the reference {plan['reference']}", indent=2)
+    for item in plan["real"]:
+        counts = f"{item['encoded']} of {item['wanted']}"
+        print_text(f"{item['encoder']}: {counts} real images encoded", indent=2)
+    print_text(f"metrics: {', '.join(plan['metrics'])}, over {plan['subsets']} subsets")
+    for name, needs in plan["tasks"].items():
+        print_text(f"task {name}: on {', '.join(needs)}")
+    for text in plan["remarks"]:
+        print(f"Note: {text}.")
+
+
+def _finish(options: Options, outcome: Outcome, json: bool, quiet: bool) -> None:
     from chexgenbench.report.board import board_text, columns_of, read_cells
     from chexgenbench.report.page import write_report
     from chexgenbench.store.store import Store
 
     store = Store(options.home.store)
     runs = [*outcome.runs, *outcome.reused]
-    for note in outcome.notes:
-        print(f"Note: {note}.")
+    page: Path | None = None
     if runs:
         page = write_report(
             store, options.home, runs, include_credentialed=options.include_credentialed
         )
-        print(board_text(read_cells(store, columns_of(store, runs))))
-        shown = options.home.shown
-        print(f"\nStore: {shown(options.home.store)}\nPage:  {shown(page)}")
-        question = (
-            "select finding, model, value from by_finding where metric = 'alignment' order by value"
+    if json:
+        print_json(
+            {
+                "runs": list(outcome.runs),
+                "reused": list(outcome.reused),
+                "images_made": outcome.made,
+                "notes": outcome.notes,
+                "failed": faults(outcome.failed),
+                "store": str(options.home.store),
+                "page": page and str(page),
+            }
         )
-        command, home = _command(), options.home.option
-        print(
-            "Try next:\n"
-            f"  {command} leaderboard --metric kid --subset 'Pleural Effusion'{home}\n"
-            f'  {command} query "{question}"{home}\n'
-            f"  {command} models show stable-diffusion"
-        )
+    else:
+        for note in () if quiet else outcome.notes:
+            print(f"Note: {note}.")
+        if page is not None:
+            print(board_text(read_cells(store, columns_of(store, runs))))
+            shown = options.home.shown
+            print(f"\nStore: {shown(options.home.store)}\nPage:  {shown(page)}")
+            if not quiet:
+                _print_next(options.home.option)
     _failures(outcome)
 
 
-def _command() -> str:
-    """What to type to call this program again: its path where it is not on the PATH."""
-    import shutil
-    import sys
+def _print_next(home: str) -> None:
+    question = (
+        "select finding, model, value from by_finding where metric = 'alignment' order by value"
+    )
+    command = own_command()
+    print(
+        "Try next:\n"
+        f"  {command} leaderboard --metric kid --subset 'Pleural Effusion'{home}\n"
+        f'  {command} query "{question}"{home}\n'
+        f"  {command} models show stable-diffusion"
+    )
 
-    own = Path(sys.argv[0])
-    found = shutil.which(own.name)
-    if found and Path(found).resolve() == own.resolve():
-        return own.name
-    try:
-        return str(own.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(own)
+
+def faults(failed: Mapping[str, ChexGenBenchError]) -> dict[str, dict[str, Any]]:
+    """Errors by name, for JSON."""
+    return {
+        name: {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        for name, error in failed.items()
+    }
 
 
 def _failures(outcome: Outcome) -> None:
     """Says what failed; several models, some of which stand, end with 1, a single one as it did."""
     for name, error in outcome.failed.items():
-        typer.echo(f"Failed: {name}: {error.message}", err=True)
+        remark(f"Failed: {name}: {error.message}")
         if error.hint:
-            typer.echo(error.hint, err=True)
+            remark(error.hint)
     if outcome.failed:
         only = not (outcome.runs or outcome.reused or outcome.made) and len(outcome.failed) == 1
         raise typer.Exit(next(iter(outcome.failed.values())).exit_code if only else 1)

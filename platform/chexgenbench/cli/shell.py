@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from chexgenbench.cli.run import HomeFolder
+from chexgenbench.cli.output import HomeFolder
 
 
 class Shell(StrEnum):

@@ -1,8 +1,9 @@
-"""CheXpert labels from the Python-dict strings of the published annotation files."""
+"""CheXpert labels from a cell: a dictionary of all findings, or one finding's number."""
 
 from __future__ import annotations
 
 import ast
+import json
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Uncertain = Literal["keep", "positive", "negative"]
 LONGEST = 4096
+_EMPTY = frozenset({"", "nan", "none", "null"})
 _UNCERTAIN_AS: dict[Uncertain, float] = {"keep": -1.0, "positive": 1.0, "negative": 0.0}
 
 
@@ -21,8 +23,9 @@ def parse_labels(text: str) -> NDArray[np.float64]:
     """The 14 labels of a row, in the order of `FINDINGS`.
 
     Args:
-        text: ``"{'Edema': 1.0, 'Fracture': None, ...}"``; literals only, nothing is evaluated. A
-            finding that is not named counts as not mentioned.
+        text: ``"{'Edema': 1.0, 'Fracture': None, ...}"`` as in the published files, or the same in
+            JSON; literals only, nothing is evaluated. A finding that is not named counts as not
+            mentioned.
 
     Returns:
         float64 [14]: 1 present, 0 absent, -1 uncertain, NaN not mentioned.
@@ -36,10 +39,7 @@ def parse_labels(text: str) -> NDArray[np.float64]:
     """
     if len(text) > LONGEST:
         raise ValueError(f"labels of {len(text)} characters are no dictionary of 14 findings")
-    try:
-        found: object = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError("the labels are not a dictionary") from error
+    found = _literal(text.strip())
     if not isinstance(found, dict):
         raise ValueError("the labels are not a dictionary")
     values = np.full(len(FINDINGS), np.nan)
@@ -54,6 +54,36 @@ def parse_labels(text: str) -> NDArray[np.float64]:
             raise ValueError(f"the label of {name} is none of 1, 0, -1 and None")
         values[FINDINGS.index(name)] = value
     return values
+
+
+def _literal(text: str) -> object:
+    for read in (ast.literal_eval, json.loads):
+        try:
+            found: object = read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        return found
+    raise ValueError("the labels are not a dictionary")
+
+
+def parse_label(text: str) -> float:
+    """One finding's label from a cell of its own column: 1, 0, -1, or NaN where it is empty.
+
+    Raises:
+        ValueError: it is something else; the message does not repeat it.
+
+    >>> [parse_label(text) for text in ("1", "-1.0", "0", "")]
+    [1.0, -1.0, 0.0, nan]
+    """
+    if text.strip().lower() in _EMPTY:
+        return float("nan")
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value not in (0, 1, -1):
+        raise ValueError("is none of 1, 0, -1 and empty")
+    return value
 
 
 def decide_uncertain(labels: NDArray[np.float64], policy: Uncertain) -> NDArray[np.float64]:

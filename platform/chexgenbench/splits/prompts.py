@@ -6,23 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from chexgenbench.errors import UserError, unknown_name
+from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.files import digest, inside
 from chexgenbench.images import BadImage, read_image
 from chexgenbench.splits.condition import select_rows
 from chexgenbench.splits.csv_file import bad_rows, read_csv
-from chexgenbench.splits.labels import Uncertain, decide_uncertain, parse_labels
+from chexgenbench.splits.labels import Uncertain, decide_uncertain, parse_label, parse_labels
 from chexgenbench.types import FINDINGS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Materialise = Callable[[Path, Sequence[str]], None]
+Labeller = Callable[[Sequence[str]], "NDArray[np.float64]"]
+LabelSource = Literal["column", "columns", "prompts", "nowhere"]
 
 PUBLISHED_COLUMNS: Mapping[str, str] = {
     "id": "id",
@@ -33,6 +35,9 @@ PUBLISHED_COLUMNS: Mapping[str, str] = {
     "view": "view",
 }
 """Our name of each column that is used, and its name in the published annotation files."""
+
+ROLES: tuple[str, ...] = (*PUBLISHED_COLUMNS, *FINDINGS)
+"""What a column can be named for: those, or one finding's labels."""
 
 _OPTIONAL = ("view",)
 
@@ -55,6 +60,8 @@ class PromptTable:
         others: the file's other columns, row by row; numbers where all that is there is numbers,
             missing where a cell is empty.
         every: all rows of the file, also those that repeat a prompt; see `every_row`.
+        labels_from: a column of dictionaries, columns of one finding each, the prompts (read by a
+            labeller), or nowhere: no row has a label.
     """
 
     name: str
@@ -67,6 +74,7 @@ class PromptTable:
     materialise: Materialise | None = None
     others: pd.DataFrame = field(default_factory=pd.DataFrame)
     every: pd.DataFrame | None = field(default=None, repr=False)
+    labels_from: LabelSource = "nowhere"
 
     def __len__(self) -> int:
         return len(self.table)
@@ -180,31 +188,40 @@ def read_prompts(
     columns: Mapping[str, str] | None = None,
     uncertain: Uncertain = "keep",
     materialise: Materialise | None = None,
+    labeller: Labeller | None = None,
 ) -> PromptTable:
     """Reads and checks a CSV file of prompts.
 
     Rows of one prompt are one row: the first is kept, as published, and the same for both sides.
 
     Args:
-        columns: our names of columns (see `PUBLISHED_COLUMNS`) to the file's, where they differ; an
-            empty name says that the file has no such column.
+        columns: our names of columns (see `ROLES`) to the file's, where they differ; an empty name
+            says that the file has no such column. Without a column of labels, columns that bear the
+            names of findings are taken.
         uncertain: what -1 counts as; kept apart by default.
+        labeller: reads labels off the prompts, whatever the file has.
 
     Raises:
         UserError: a file that cannot be read, a missing column, or rows that cannot be used, each
             listed with its line.
     """
     raw = read_csv(path)
-    names = {**PUBLISHED_COLUMNS, **(columns or {})}
-    chosen = _choose(path, raw, names, given=columns or {})
+    given = dict(columns or {})
+    names, labels_from = _label_columns(raw, given, labeller)
+    chosen = _choose(path, raw, {**PUBLISHED_COLUMNS, **names}, given=names)
     cells = {role: raw[column].str.strip() for role, column in chosen.items() if role != "prompt"}
     prompts = raw[chosen["prompt"]]
     faults: list[tuple[int, str]] = [
         (int(line), "the prompt is empty") for line in raw["line"][prompts.str.strip() == ""]
     ]
-    labels = _labels(raw["line"], cells.get("labels"), faults)
+    if labels_from == "columns":
+        labels = _separate_labels(raw["line"], cells, faults)
+    else:
+        labels = _labels(raw["line"], cells.get("labels"), faults)
     if faults:
         raise bad_rows(path, faults)
+    if labeller is not None:
+        labels = _read_off(labeller, prompts.tolist())
 
     table = pd.DataFrame(
         {
@@ -232,7 +249,32 @@ def read_prompts(
         materialise=materialise,
         others=others.iloc[kept].reset_index(drop=True),
         every=every if len(every) > len(table) else None,
+        labels_from=labels_from,
     )
+
+
+def _label_columns(
+    raw: pd.DataFrame, given: Mapping[str, str], labeller: Labeller | None
+) -> tuple[dict[str, str], LabelSource]:
+    """The columns as they were given, with those of labels added, and where labels come from.
+
+    Raises:
+        UserError: labels are to come from two places.
+    """
+    separate = {role: column for role, column in given.items() if role in FINDINGS and column}
+    one = given.get("labels", PUBLISHED_COLUMNS["labels"])
+    said = [f"--column {role}={given[role]}" for role in ("labels", *separate) if given.get(role)]
+    if labeller is not None:
+        if said:
+            raise UserError(f"The labels are read off the prompts, so {said[0]} has no use.")
+        return {**given, "labels": ""}, "prompts"
+    if separate and given.get("labels"):
+        raise UserError(f"Labels come from {said[0]} or from {said[1]}: name one of them.")
+    if not separate and "labels" not in given and one not in raw.columns:
+        separate = {name: name for name in FINDINGS if name in raw.columns}
+    if separate:
+        return {**given, **separate, "labels": ""}, "columns"
+    return dict(given), "column" if one else "nowhere"
 
 
 def _others(raw: pd.DataFrame, used: set[str]) -> pd.DataFrame:
@@ -314,6 +356,38 @@ def _labels(
             if code in wrong
         ]
     return parsed[codes]
+
+
+def _separate_labels(
+    lines: pd.Series[int], cells: Mapping[str, pd.Series[str]], faults: list[tuple[int, str]]
+) -> NDArray[np.float64]:
+    """Labels from a column a finding; a finding without a column is never mentioned."""
+    result = np.full((len(lines), len(FINDINGS)), np.nan)
+    for place, finding in enumerate(FINDINGS):
+        if finding not in cells:
+            continue
+        codes, distinct = pd.factorize(cells[finding])
+        parsed = np.full(len(distinct), np.nan)
+        for number, text in enumerate(distinct):
+            try:
+                parsed[number] = parse_label(text)
+            except ValueError as error:
+                wrong = lines[codes == number]
+                faults += [(int(line), f"the label of {finding} {error}") for line in wrong]
+        result[:, place] = parsed[codes]
+    return result
+
+
+def _read_off(labeller: Labeller, prompts: Sequence[str]) -> NDArray[np.float64]:
+    labels = np.asarray(labeller(prompts), np.float64)
+    if labels.shape != (len(prompts), len(FINDINGS)):
+        raise ChexGenBenchError(
+            f"The split's labeller returned labels of shape {labels.shape} for {len(prompts)} "
+            "prompts."
+        )
+    if not np.isin(labels[~np.isnan(labels)], (0.0, 1.0, -1.0)).all():
+        raise ChexGenBenchError("The split's labeller returned something but 1, 0, -1 and NaN.")
+    return labels
 
 
 def _known(cells: Mapping[str, pd.Series[str]], role: str, index: pd.Index) -> pd.Series[str]:

@@ -21,7 +21,7 @@ _SHOWN = ("value", "ci_low", "ci_high")
 _MOST_COLUMNS = 8
 """Scores of a LaTeX table; more do not fit a page."""
 
-_PRIVATE: Mapping[str, Sequence[str]] = {
+PRIVATE: Mapping[str, Sequence[str]] = {
     "prompts": ("prompt", "patient_id", "image_path"),
     "pool_prompts": ("prompt", "patient_id", "image_path"),
     "neighbours": ("other_path",),
@@ -74,7 +74,7 @@ def write_tables(
 
 
 def _write(store: Store, name: str, path: Path, kind: str, include_credentialed: bool) -> int:
-    hidden = () if include_credentialed else _PRIVATE.get(name, ())
+    hidden = () if include_credentialed else PRIVATE.get(name, ())
     private = (
         "credentialed"
         if name == "runs"

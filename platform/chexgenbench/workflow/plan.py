@@ -256,7 +256,8 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
         cache=options.home.cache,
         allow_pickle=options.allow_pickle,
     )
-    whole, training = _read_split(options, suite, split, values[suite.split], context)
+    opened = _open_split(options, suite, split, values[suite.split], context)
+    split, whole, training = opened.split, opened.test, opened.training
 
     hashes = HashCache(options.home.cache / "hashes.sqlite")
     encoders: list[EncoderPlan] = []
@@ -309,7 +310,8 @@ def make_plan(options: Options, *, models: bool = True, metrics: bool = True) ->
     check_places(options, users, devices)
     found = find_leakage(plan.tables) if compares_sides(plan.tasks) else []
     remarks = refuse_leakage(found, plan.split.name, allow=options.allow_leakage)
-    return replace(plan, remarks=[*remarks, *check_tasks(plan.tasks, plan.tables)])
+    remarks = [*opened.notes, *remarks, *check_tasks(plan.tasks, plan.tables)]
+    return replace(plan, remarks=remarks)
 
 
 def _without_images(plan: Plan) -> Plan:
@@ -781,13 +783,45 @@ def _plan_encoder(
     )
 
 
-def _read_split(
+@dataclass(frozen=True, kw_only=True)
+class OpenedSplit:
+    """A split with its tables read.
+
+    Attributes:
+        notes: what the split says of its files.
+    """
+
+    split: Plugin[SplitSpec]
+    test: PromptTable
+    training: PromptTable | None
+    notes: Sequence[str]
+
+
+def open_split(options: Options) -> OpenedSplit:
+    """The split that the options name, read and checked by itself.
+
+    Raises:
+        UserError: it is not there, or a row of it cannot be used.
+    """
+    registry = load_plugins(options)
+    suite = read_suite(options.suite, options.home, options.changes)
+    split = registry.find("splits", suite.split)
+    fields = {suite.split: set(split.spec.parameters.model_fields)}
+    values = dict(suite.parameters.get(suite.split, {}))
+    kinds = {suite.split: split.spec.kind}
+    settings = parse_settings(list(options.settings), kinds, fields, {suite.split: split.spec.name})
+    values |= settings.get(suite.split, {})
+    context = Context(device="cpu", home=options.home.root, cache=options.home.cache)
+    return _open_split(options, suite, split, values, context)
+
+
+def _open_split(
     options: Options,
     suite: Suite,
     split: Plugin[SplitSpec],
     values: Mapping[str, Any],
     context: Context,
-) -> tuple[PromptTable, PromptTable | None]:
+) -> OpenedSplit:
     instance = split.create(split.parse(values), context)
     assert isinstance(instance, Split)  # Plugin.load has checked the class
     source = split.call("cannot name its files", instance.source)
@@ -821,10 +855,18 @@ def _read_split(
             columns=columns,
             uncertain=suite.uncertain,
             materialise=materialise,
+            labeller=source.labeller,
         )
 
+    if source.credentialed is not None:
+        split = replace(split, spec=replace(split.spec, credentialed=source.credentialed))
     train_root = source.train_images_root or root
-    return read(source.test, root), read(source.train, train_root) if source.train else None
+    return OpenedSplit(
+        split=split,
+        test=read(source.test, root),
+        training=read(source.train, train_root) if source.train else None,
+        notes=source.notes,
+    )
 
 
 def encoded_real(plan: Plan, encoder: EncoderPlan) -> tuple[int, int]:

@@ -139,9 +139,10 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
     outcome = Outcome()
     generations = plan_models(plan, outcome.failed)
     _tell(plan, progress)
-    for generation in measure_batches(plan, generations, outcome.failed, progress.say):
-        name = generation.plugin.name
-        _attempt(outcome, name, partial(_make_all, plan, generation, outcome, progress))
+    generations = measure_batches(plan, generations, outcome.failed, progress.say)
+    for number, generation in enumerate(generations, 1):
+        name, shown = generation.plugin.name, progress.of(number, len(generations), "model")
+        _attempt(outcome, name, partial(_make_all, plan, generation, outcome, shown))
     return outcome
 
 
@@ -170,9 +171,9 @@ def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Out
     _prepare_sets(plan, progress, outcome)
     if make:
         generations = measure_batches(plan, generations, outcome.failed, progress.say)
-    for generation in generations:
-        name = generation.plugin.name
-        _attempt(outcome, name, partial(_run_model, plan, generation, real, outcome, progress))
+    for number, generation in enumerate(generations, 1):
+        name, shown = generation.plugin.name, progress.of(number, len(generations), "model")
+        _attempt(outcome, name, partial(_run_model, plan, generation, real, outcome, shown))
     return outcome
 
 

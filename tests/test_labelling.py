@@ -1,0 +1,261 @@
+"""The labeller by rules: sentences with a known answer, any text, and labels known otherwise."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import tarfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chexgenbench import FINDINGS
+from chexgenbench_plugins.labelling.rules import RuleLabeller
+from chexgenbench_plugins.open_i.mesh import mesh_labels
+from chexgenbench_plugins.reports.labellers import PhantomLabeller
+
+DEMO = Path(__file__).resolve().parent.parent / "MIMIC_Splits" / "demo"
+CODES = {
+    "ATE": "Atelectasis", "CAR": "Cardiomegaly", "CON": "Consolidation", "EDE": "Edema",
+    "MED": "Enlarged Cardiomediastinum", "FRA": "Fracture", "LES": "Lung Lesion",
+    "OPA": "Lung Opacity", "NOF": "No Finding", "EFF": "Pleural Effusion", "PLE": "Pleural Other",
+    "PNA": "Pneumonia", "PTX": "Pneumothorax", "DEV": "Support Devices",
+}  # fmt: skip
+SIGNS = {"+": 1.0, "-": 0.0, "?": -1.0}
+
+
+def labels(text: str) -> dict[str, float]:
+    (values,) = RuleLabeller().label([text])
+    return {name: v for name, v in zip(FINDINGS, values, strict=True) if not np.isnan(v)}
+
+
+SENTENCES = [
+    # What is stated.
+    ("Small left pleural effusion.", "EFF+"),
+    ("Moderate cardiomegaly.", "CAR+"),
+    ("The heart is mildly enlarged.", "CAR+"),
+    ("Cardiac silhouette size is moderately enlarged.", "CAR+"),
+    ("There is stable enlargement of the cardiac silhouette.", "CAR+"),
+    ("Bibasilar atelectasis.", "ATE+"),
+    ("Collapse of the right middle lobe.", "ATE+"),
+    ("Dense consolidation in the left lower lobe.", "CON+"),
+    ("Mild interstitial edema.", "EDE+"),
+    ("Pulmonary vascular congestion.", "EDE+"),
+    ("Findings of congestive heart failure.", "EDE+"),
+    ("The mediastinum is widened.", "MED+"),
+    ("Widening of the superior mediastinum.", "MED+"),
+    ("Healed left rib fractures.", "FRA+"),
+    ("A 1.5 cm nodule in the right upper lobe.", "LES+"),
+    ("There is a nodular opacity at the left apex.", "LES+"),
+    ("Large right hilar mass.", "LES+"),
+    ("Patchy opacities in both lungs.", "OPA+"),
+    ("Left basilar airspace disease.", "OPA+"),
+    ("Right lower lobe infiltrate.", "OPA+"),
+    ("Increased interstitial markings.", "OPA+"),
+    ("Biapical pleural thickening.", "PLE+"),
+    ("Calcified pleural plaques.", "PLE+"),
+    ("Right lower lobe pneumonia.", "PNA+"),
+    ("Tiny right apical pneumothorax.", "PTX+"),
+    ("Left hydropneumothorax.", "PTX+ EFF+"),
+    ("Right PICC with its tip in the SVC.", "DEV+ NOF+"),
+    ("Left chest wall pacemaker in place.", "DEV+ NOF+"),
+    ("Median sternotomy wires are intact.", "DEV+ NOF+"),
+    ("An endotracheal tube ends above the carina.", "DEV+ NOF+"),
+    # What is denied.
+    ("No pleural effusion or pneumothorax.", "EFF- PTX- NOF+"),
+    ("No focal consolidation, pleural effusion, or pneumothorax.", "CON- EFF- PTX- NOF+"),
+    ("There is no evidence of pulmonary edema.", "EDE- NOF+"),
+    ("Lungs are clear without focal infiltrate.", "OPA- NOF+"),
+    ("The lungs are free of focal airspace disease.", "OPA- NOF+"),
+    ("Negative for pneumothorax or large pleural effusion.", "PTX- EFF- NOF+"),
+    ("Heart size is normal.", "CAR- NOF+"),
+    ("Heart size and mediastinal contours are within normal limits.", "CAR- MED- NOF+"),
+    ("The heart, pulmonary XXXX and mediastinum are within normal limits.", "CAR- MED- NOF+"),
+    ("Cardiomediastinal silhouette is unremarkable.", "CAR- MED- NOF+"),
+    ("Normal heart size.", "CAR- NOF+"),
+    ("The heart is not enlarged.", "CAR- NOF+"),
+    ("Pleural effusion is not seen.", "EFF- NOF+"),
+    ("Pneumothorax is no longer seen.", "PTX- NOF+"),
+    ("The left effusion has resolved.", "EFF- NOF+"),
+    ("Interval resolution of the right pneumothorax.", "PTX- NOF+"),
+    ("Resolved interstitial edema.", "EDE- NOF+"),
+    ("Interval removal of the right PICC line.", "DEV- NOF+"),
+    ("Visualized bony structures are intact.", "FRA- NOF+"),
+    ("No displaced rib fracture is identified.", "FRA- NOF+"),
+    ("No suspicious nodules or masses.", "LES- NOF+"),
+    ("Neither consolidation nor effusion is present.", "CON- EFF- NOF+"),
+    ("No focal consolidation to suggest pneumonia.", "CON- PNA- NOF+"),
+    ("Absence of pleural fluid.", "EFF- NOF+"),
+    # What is doubted.
+    ("Possible small left effusion.", "EFF?"),
+    ("Pneumothorax cannot be excluded.", "PTX?"),
+    ("Cannot exclude early pneumonia.", "PNA?"),
+    ("Left basilar opacity may represent atelectasis or pneumonia.", "OPA+ ATE? PNA?"),
+    ("Right basilar opacity, likely atelectasis.", "OPA+ ATE?"),
+    ("Opacity concerning for pneumonia.", "OPA+ PNA?"),
+    ("Atelectasis versus consolidation at the left base.", "ATE? CON?"),
+    ("Atelectasis or infiltrate is present at the base.", "ATE? OPA?"),
+    ("Findings suggestive of mild pulmonary edema.", "EDE?"),
+    ("The heart may be enlarged.", "CAR?"),
+    ("Borderline cardiomegaly.", "CAR?"),
+    ("Heart size is at the upper limits of normal.", "CAR?"),
+    ("A questionable nodule in the left midlung.", "LES?"),
+    ("Consolidation is not excluded.", "CON?"),
+    ("Vascular congestion may represent mild edema.", "EDE?"),
+    ("A small pneumothorax is possible.", "PTX?"),
+    # How far a word of denial or doubt reaches.
+    ("No pneumothorax, small left pleural effusion.", "PTX- EFF+"),
+    ("No pneumothorax but there is a small effusion.", "PTX- EFF+"),
+    ("Small effusion without pneumothorax.", "EFF+ PTX-"),
+    ("Cardiomegaly without edema.", "CAR+ EDE-"),
+    ("No effusion is seen and the heart is enlarged.", "EFF- CAR+"),
+    ("No acute abnormality other than basilar atelectasis.", "ATE+"),
+    ("The lungs are clear except for a small left effusion.", "EFF+"),
+    ("No change in the left pleural effusion.", "EFF+"),
+    ("No significant interval change in bibasilar opacities.", "OPA+"),
+    ("Effusion has increased and pneumothorax is not seen.", "EFF+ PTX-"),
+    ("Heart size is enlarged with normal mediastinal contours.", "CAR+ MED-"),
+    ("Heart size is stable and pulmonary vascularity is normal.", "NOF+"),
+    ("Possible right effusion and moderate cardiomegaly.", "EFF? CAR+"),
+    ("Partial resolution of the left pneumothorax.", "PTX+"),
+    ("Cardiomegaly, likely chronic.", "CAR+"),
+    # What only looks like a finding, and what is no statement on this image.
+    ("Small pericardial effusion.", ""),
+    ("No mass effect.", "NOF+"),
+    ("Consolidation with air bronchograms.", "CON+"),
+    ("History of pneumonia.", "NOF+"),
+    ("Evaluate for pneumothorax.", "NOF+"),
+    ("Recommend CT if pneumonia is suspected.", "NOF+"),
+    ("Bilateral breast prostheses.", "NOF+"),
+    # No Finding.
+    ("No acute cardiopulmonary abnormality.", "NOF+"),
+    ("Normal chest.", "NOF+"),
+    ("", "NOF+"),
+    ("Hyperinflated lungs, compatible with emphysema.", ""),
+    ("Calcified granuloma in the left lung.", ""),
+    ("No emphysema.", "NOF+"),
+    # Several sentences: a statement before a doubt, a doubt before a denial.
+    ("No effusion. Small left effusion.", "EFF+"),
+    ("Possible effusion. Left effusion.", "EFF+"),
+    ("No pneumonia. Pneumonia is not excluded.", "PNA?"),
+    ("FINDINGS: Heart size is normal.\nNo pleural\neffusion.", "CAR- EFF- NOF+"),
+    ("1. Cardiomegaly.2. No pneumothorax", "CAR+ PTX-"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SENTENCES)
+def test_a_sentence_with_a_known_answer(text: str, expected: str) -> None:
+    assert labels(text) == {CODES[word[:3]]: SIGNS[word[3]] for word in expected.split()}
+
+
+@given(st.text(max_size=400))
+def test_any_text_has_labels(text: str) -> None:
+    found = RuleLabeller().label([text])
+    assert found.shape == (1, 14)
+    assert set(found[~np.isnan(found)].tolist()) <= {0.0, 1.0, -1.0}
+    np.testing.assert_array_equal(found, RuleLabeller().label([text]))
+
+
+REPORT_WORDS = """
+    no not without may possible or and , . is seen effusion pneumothorax heart enlarged normal
+    opacity small the left but resolved versus cannot exclude history of if
+"""
+WORDS = st.sampled_from(REPORT_WORDS.split())
+
+
+@given(st.lists(WORDS, max_size=40).map(" ".join))
+def test_words_of_reports_in_any_order_have_labels(text: str) -> None:
+    found = RuleLabeller().label([text])
+    assert set(found[~np.isnan(found)].tolist()) <= {0.0, 1.0, -1.0}
+
+
+@given(
+    st.sampled_from([text for text, _ in SENTENCES]),
+    st.sampled_from(["The trachea is midline.", "Comparison: none.", "Two views were obtained."]),
+    st.booleans(),
+)
+def test_a_sentence_about_nothing_changes_nothing(text: str, more: str, first: bool) -> None:
+    both = f"{more} {text}" if first else f"{text.rstrip('. ')}. {more}"
+    assert labels(both) == labels(text)
+
+
+@given(st.lists(st.sampled_from([text for text, _ in SENTENCES if text]), min_size=2, max_size=5))
+def test_a_further_sentence_never_takes_a_statement_back(texts: list[str]) -> None:
+    texts = [text.rstrip(".") + "." for text in texts]
+    rank = {1.0: 3, -1.0: 2, 0.0: 1}
+    whole = labels(" ".join(texts))
+    for text in texts:
+        for finding, value in labels(text).items():
+            if finding != "No Finding":
+                assert rank[whole[finding]] >= rank[value]
+
+
+def test_texts_are_read_apart() -> None:
+    texts = [text for text, _ in SENTENCES]
+    together = RuleLabeller().label(texts)
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(RuleLabeller().label([text])[0], row)
+    assert RuleLabeller().label([]).shape == (0, 14)
+
+
+def test_a_sentence_without_an_end_is_read_in_good_time() -> None:
+    assert labels("no effusion or mass may be " * 20_000)["Pleural Effusion"] in (0.0, -1.0)
+    assert labels("!" * 200_000 + "\n" * 200_000 + " " * 200_000) == {"No Finding": 1.0}
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    return dict(zip(FINDINGS, same.mean(axis=0).tolist(), strict=True))
+
+
+def test_it_agrees_with_the_phantoms_own_reports() -> None:
+    """The phantom's grammar knows the labels of each sentence that it wrote."""
+    with (DEMO / "DEMO_ANNOTATIONS_TRAIN.csv").open(newline="", encoding="utf-8") as file:
+        texts = [row["annotated_prompt"] for row in csv.DictReader(file)]
+    found = agreement(RuleLabeller().label(texts), PhantomLabeller().label(texts))
+    # Airspace disease that is said to be pneumonia is an opacity too; the phantom's is none.
+    assert found.pop("Lung Opacity") > 0.97
+    assert min(found.values()) == 1.0
+
+
+@pytest.mark.slow
+def test_it_finds_what_open_i_indexers_found() -> None:
+    """Precision and recall against the terms of indexers who read 3,832 real reports.
+
+    The reports lie in the package torchxrayvision. Their terms follow other rules (a heart of
+    borderline size is Cardiomegaly), so the bounds are far below the figures of docs/open_i.md.
+    """
+    package = importlib.util.find_spec("torchxrayvision")
+    if package is None or package.origin is None:
+        pytest.skip("torchxrayvision is not installed")
+    texts, terms = [], []
+    with tarfile.open(Path(package.origin).parent / "data" / "NLMCXR_reports.tgz") as archive:
+        for member in archive:
+            if member.name.endswith(".xml"):
+                file = archive.extractfile(member)
+                assert file is not None
+                root = ElementTree.parse(file).getroot()
+                sections = [
+                    root.findtext(f".//AbstractText[@Label='{name}']") or ""
+                    for name in ("FINDINGS", "IMPRESSION")
+                ]
+                mesh = [term.text or "" for term in root.iter("major")]
+                if any(sections) and "No Indexing" not in mesh:
+                    texts.append("\n\n".join(sections))
+                    terms.append(mesh_labels(mesh))
+    assert len(texts) > 3800
+    found, truth = RuleLabeller().label(texts), np.array(terms) == 1
+    bounds = {
+        "Atelectasis": (0.95, 0.95), "Cardiomegaly": (0.9, 0.9), "Pleural Effusion": (0.95, 0.95),
+        "Pneumothorax": (0.95, 0.8), "Fracture": (0.8, 0.9), "Lung Opacity": (0.85, 0.85),
+        "No Finding": (0.8, 0.9), "Support Devices": (0.9, 0.7),
+    }  # fmt: skip
+    for finding, (precision, recall) in bounds.items():
+        column = FINDINGS.index(finding)
+        stated, mentioned = found[:, column] == 1, np.abs(found[:, column]) == 1
+        assert truth[stated, column].mean() > precision, finding
+        assert mentioned[truth[:, column]].mean() > recall, finding
