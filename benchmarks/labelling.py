@@ -1,4 +1,4 @@
-"""What the labeller by rules finds: against Open-I's indexers, the phantom's grammar, and the clock.
+"""What the labeller by rules finds: against Open-I indexers, the phantom's grammar, and the clock.
 
     python benchmarks/labelling.py [--reports FOLDER]
 

@@ -422,8 +422,8 @@ def test_a_csv_file_of_any_kind(desk: Desk) -> None:
     assert "no score of a single finding" in none.out
     desk.run(*run, "--column", "labels=", "--new")
     scores = desk.rows(
-        "select scores.status, scores.reason from scores join runs using (run_id) where subset = 'Edema' "
-        "and metric = 'fid' order by runs.created_at desc limit 1"
+        "select scores.status, scores.reason from scores join runs using (run_id) "
+        "where subset = 'Edema' and metric = 'fid' order by runs.created_at desc limit 1"
     )
     assert scores[0]["status"] != "ok"
     assert scores[0]["reason"]
