@@ -34,7 +34,15 @@ settings.load_profile("chexgenbench")
 _OF_THE_DEMO = {"test_demo.py", "test_docs.py", "test_numbers.py", "test_page.py"}
 """Files with tests of the whole demo."""
 
-_LONGEST = ("demo", "test_privacy_utility", "test_ray", "test_job_kinds", "test_shards")
+_LONGEST = (
+    "demo",
+    "test_builtin_contract",
+    "test_privacy_utility",
+    "test_ray",
+    "test_tutorials",
+    "test_job_kinds",
+    "test_shards",
+)
 
 
 def _group(path: Path) -> str:

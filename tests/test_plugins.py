@@ -100,7 +100,7 @@ def test_the_built_in_ones_are_all_there() -> None:
         "classification",
         "report-generation",
     }
-    assert set(registry.splits) == {"demo", "csv", "mimic-cxr", "exported"}
+    assert set(registry.splits) == {"demo", "csv", "mimic-cxr", "exported", "open-i"}
     assert set(registry.judges) == {"scores", "vlm"}
     for kind in KINDS:
         for item in registry.of_kind(kind).values():

@@ -13,7 +13,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-TOKEN = "token"  # noqa: S105  # noqa: S105  a name, no secret
+TOKEN = "token"  # noqa: S105  a name, no secret
 """Name of the query's part that carries a token."""
 
 _METHODS = ("GET", "HEAD", "POST")
