@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from chexgenbench import FINDINGS, Context, SplitSource, UserError
-from chexgenbench.splits.prompts import PromptTable, read_prompts
+from chexgenbench.splits.prompts import PromptTable, check_images, read_prompts
+from chexgenbench.testing import Settings, check_plugin
 from chexgenbench_plugins.open_i.reports import Report
 from chexgenbench_plugins.open_i.tables import is_test, prompt_of
 from chexgenbench_plugins.splits.open_i import OpenI, OpenIParameters
@@ -121,8 +122,6 @@ def test_frontal_images_with_prompts_labels_and_patients(folder: Path) -> None:
 
 
 def read_bad(table: PromptTable) -> list[Any]:
-    from chexgenbench.splits.prompts import check_images
-
     return check_images(table, decode=True)
 
 
@@ -352,6 +351,15 @@ def test_an_image_that_is_a_link_to_elsewhere_is_not_read(folder: Path) -> None:
     table = read(source(folder))
     assert [str(fault) for _, fault in read_bad(table)]
     assert len(read_bad(table)) == len(table)
+
+
+def test_the_contract_of_splits(folder: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    settings = Settings(values={"folder": str(folder)}, home=home, cache=tmp_path / "cache")
+    found = check_plugin("open-i", settings, kind="split")
+    assert not [f"{each.check}: {each.detail}" for each in found if each.status == "failed"]
+    assert sum(each.status == "passed" for each in found) >= 4
 
 
 # --- the command ----------------------------------------------------------------------------

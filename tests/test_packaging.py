@@ -44,6 +44,8 @@ def test_the_wheel_has_plugins_and_data(wheel: Path) -> None:
     for wanted in (
         "chexgenbench_plugins/models/oracle.py",
         "chexgenbench_plugins/splits/demo.py",
+        "chexgenbench_plugins/labelling/rules.py",
+        "chexgenbench_plugins/open_i/reports.py",
         "chexgenbench_plugins/suites/demo.toml",
         "chexgenbench_plugins/data/phantom-diffusion/model_index.json",
         "chexgenbench_plugins/data/phantom-clip/model.safetensors",

@@ -55,7 +55,7 @@ def settings(name: str, values: Values) -> list[str]:
 
 
 def images(desk: Desk) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in desk.home.glob("runs/generations/*/images/*.png")}
+    return {p.name: p.read_bytes() for p in desk.home.glob("runs/generations/*/images/[!.]*.png")}
 
 
 def test_all_eleven_and_any_pipeline_in_one_command(
