@@ -1,4 +1,4 @@
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs audit clean
 
 BIN = .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
@@ -22,6 +22,11 @@ lint: .venv/installed-dev
 docs: .venv/installed-dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Known vulnerabilities of the pinned packages; asks the network.
+audit: .venv/installed-dev
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 .venv/installed: pyproject.toml constraints.txt
 	python3 -m venv .venv

@@ -179,7 +179,7 @@ def measure(server: subprocess.Popen[str], pages: dict[str, list[str]]) -> None:
     assert server.stdout is not None
     found = None
     while found is None:
-        found = re.search(r"(http://[^/]+)/\?\S+", server.stdout.readline())
+        found = re.search(r"(http://\S+)/\?\S+", server.stdout.readline())
     base = found[1]
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     browser.open(found[0]).close()  # the token for a cookie; this opens the store as well

@@ -294,7 +294,7 @@ def read_content(
     Raises:
         UserError: the file is broken, or a pickle of more and `allow_pickle` is not set.
     """
-    import pickle
+    from pickle import UnpicklingError
 
     import torch
 
@@ -314,7 +314,7 @@ def read_content(
             return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
     # Whatever a broken file makes the loaders raise.
     except Exception as error:
-        if allow_pickle or not isinstance(error, pickle.UnpicklingError):
+        if allow_pickle or not isinstance(error, UnpicklingError):
             raise UserError(
                 f"The {subject} cannot be read: {path}: {first_line(error)}",
                 hint="It must be safetensors, or what torch.save wrote.",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -39,6 +43,18 @@ class Window:
             for item in found
             if item["impact"] in _SERIOUS
         ]
+
+    def shoot(self, name: str, *, shown: bool) -> None:
+        """A picture of what the screen shows, which must not be of one colour. Those that are
+        `shown` in the documentation are kept where CHEXGENBENCH_SHOTS says."""
+        with Image.open(io.BytesIO(self.page.screenshot())) as image:
+            assert len(image.convert("L").getcolors() or []) > 50, name
+            packed = io.BytesIO()
+            image.save(packed, "webp", quality=70, method=6)
+        assert len(packed.getvalue()) < 200_000, name
+        place = os.environ.get("CHEXGENBENCH_SHOTS")
+        if place and shown:
+            (Path(place) / f"{name}.webp").write_bytes(packed.getvalue())
 
 
 @contextmanager

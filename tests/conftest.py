@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import signal
@@ -31,40 +32,63 @@ settings.register_profile("chexgenbench", deadline=None)
 settings.load_profile("chexgenbench")
 
 
-_OF_THE_DEMO = {"test_demo.py", "test_docs.py", "test_numbers.py", "test_page.py"}
+_OF_THE_DEMO = {"test_demo.py", "test_docs.py", "test_page.py"}
 """Files with tests of the whole demo."""
 
 _LONGEST = (
     "demo",
-    "test_builtin_contract",
     "test_privacy_utility",
+    "test_models",
+    "test_cli",
+    "test_builtin_contract",
+    "test_builtin_contract models",
     "test_ray",
     "test_tutorials",
     "test_job_kinds",
     "test_shards",
+    "test_environments",
+    "test_pipelines",
+    "test_report_generation",
+    "test_runs",
 )
+"""Groups that take minutes, the longest first."""
 
 
-def _group(path: Path) -> str:
-    """What runs in one worker: the tests of a file, and all files with tests of the whole demo,
-    so that what they share is made once."""
-    return "demo" if path.name in _OF_THE_DEMO else str(path)
+def _group(test: str) -> str:
+    """What runs in one worker, of a test's id: the tests of a file, and all tests of the whole
+    demo, so that what they share is made once."""
+    file, _, name = test.partition("::")
+    path = Path(file)
+    if path.name in _OF_THE_DEMO and "_the_site" not in name:
+        return "demo"
+    if path.stem == "test_builtin_contract" and "[model-" in name:
+        return f"{path.with_suffix('')} models"
+    return str(path.with_suffix(""))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes comes first, so that the workers end together."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        groups.setdefault(_group(item.path), []).append(item)
-        if "demo" in getattr(item, "fixturenames", ()) and item.path.name not in _OF_THE_DEMO:
+        group = _group(item.nodeid)
+        groups.setdefault(group, []).append(item)
+        if "demo" in getattr(item, "fixturenames", ()) and group != "demo":
             raise pytest.UsageError(f"{item.path.name} takes the demo: put it into _OF_THE_DEMO")
 
     def place(group: str) -> tuple[int, int]:
-        name = Path(group).stem
+        name = Path(group).name
         at = _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
         return at, -sum(item.get_closest_marker("slow") is not None for item in groups[group])
 
     items[:] = [item for group in sorted(groups, key=place) for item in groups[group]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the code once for the many processes that tests start: where Python is told to write
+    no bytecode, each would."""
+    if not hasattr(config, "workerinput"):
+        for name in ("platform", "plugins"):
+            compileall.compile_dir(config.rootpath / name, quiet=2)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -75,7 +99,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(Path(nodeid.partition("::")[0]))
+            return _group(nodeid)
 
     return Groups(config, log)
 
@@ -89,7 +113,8 @@ def desk(tmp_path: Path) -> Desk:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Desk, Done]:
     """The demo suite as `make run` runs it: four models, 544 prompts."""
     desk = Desk.new(tmp_path_factory.mktemp("demo"))
-    done = desk.run("run")
+    shutil.rmtree(desk.cache)  # all is made, as at a newcomer's
+    done = desk.run("run", whole=True)
     # Later tests run more in this folder, and each run writes the page anew.
     shutil.copy(desk.home / "Results" / "report.html", desk.home / "demo.html")
     print(f"the demo took {done.seconds:.0f} s", file=sys.stderr)

@@ -1,17 +1,57 @@
-"""The real console script, at work in a folder of its own."""
+"""The console script, at work in a folder of its own."""
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import os
+import shutil
 import subprocess
-import sysconfig
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-SCRIPT = Path(sysconfig.get_path("scripts")) / "chexgenbench"
+from chexgenbench.report.charts import program
+from forked import LONGEST, SCRIPT, Ended, run_forked
+
+
+def script(words: Sequence[str], cwd: Path, env: Mapping[str, str], whole: bool = False) -> Ended:
+    """A command to its end, in a process of its own.
+
+    Args:
+        whole: by the script itself, and not by a fork that has others' packages imported.
+    """
+    done = None if whole else run_forked(words, cwd=cwd, env=env)
+    if done is not None:
+        return done
+    process = _start(words, cwd, env)
+    out, err = process.communicate(timeout=LONGEST)
+    return Ended(process.returncode, out, err)
+
+
+def _start(words: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(SCRIPT), *words],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@cache
+def _charts() -> Path:
+    """A cache that holds the program of the charts, which takes seconds to make."""
+    folder = Path(tempfile.mkdtemp(prefix="chexgenbench-test-charts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -25,28 +65,30 @@ class Desk:
     def new(cls, folder: Path) -> Desk:
         home = folder / "home"
         home.mkdir(parents=True)
+        shutil.copytree(_charts(), folder / "cache")
         return cls(home, folder / "cache")
 
-    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [str(SCRIPT), *map(str, arguments)],
-            cwd=self.home,
-            env=os.environ
-            | {"CHEXGENBENCH_CACHE": str(self.cache), "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
-            | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def _env(self, changes: dict[str, str]) -> dict[str, str]:
+        own = {"CHEXGENBENCH_CACHE": str(self.cache), "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+        return os.environ | own | changes
 
-    def run(self, *arguments: object, code: int = 0, **environment: str) -> Done:
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        return _start(list(map(str, arguments)), self.home, self._env(environment))
+
+    def run(
+        self, *arguments: object, code: int = 0, whole: bool = False, **environment: str
+    ) -> Done:
+        """A command to its end.
+
+        Args:
+            code: its exit code.
+            whole: as for `script`.
+        """
         begun = time.monotonic()
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=1500)
-        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
-        assert "Traceback" not in err, err
-        return Done(out, err, time.monotonic() - begun)
+        done = script(list(map(str, arguments)), self.home, self._env(environment), whole)
+        assert done.code == code, f"exit {done.code}\n{done.out}\n{done.err}"
+        assert "Traceback" not in done.err, done.err
+        return Done(done.out, done.err, time.monotonic() - begun)
 
     def rows(self, sql: str) -> list[dict[str, str]]:
         out = self.run("query", sql, "--format", "csv").out

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from chexgenbench.files import sha256_file
 from chexgenbench.home import Home
 from chexgenbench.store.records import RUN_TABLES, RunRecord
 from chexgenbench.store.run_directory import write_run
@@ -32,6 +33,7 @@ FIDELITY = {
 PRIVACY = {"replicated_rate": False, "reid_rate": False, "membership_auc_nearest": False}
 REGIMES, RATIOS = ("real", "synthetic", "mixed", "augmented"), (0.25, 0.5, 1.0)
 UTILITY = ("auroc", "auprc", "f1")
+SECONDS = {"generate": 31.5, "encode real": 4.25, "encode generated": 5.5, "score": 2.5, "store": 1}
 REASON = "needs more than 20 images a side"
 
 
@@ -48,6 +50,7 @@ def make_home(
     text: str = "Report of study",
     reason: str = REASON,
     metrics: Sequence[str] = (),
+    suites: Sequence[str] = (),
     privacy: bool = True,
     utility: bool = True,
 ) -> Home:
@@ -59,6 +62,7 @@ def make_home(
         text: what each prompt begins with.
         reason: why a score was not taken for Fracture.
         metrics: names of further scores, of a plugin ``other``.
+        suites: of each model, where they are of several.
     """
     home = Home(folder)
     random = np.random.default_rng(0)
@@ -71,6 +75,7 @@ def make_home(
         for place, finding in enumerate(FINDINGS)
     }
     order = np.arange(prompts)
+    hashes = {file.name: sha256_file(file) for file in root.iterdir()}
     folders = []
     for place, model in enumerate(models):
         generation = f"{place:016x}"
@@ -81,7 +86,7 @@ def make_home(
         run = f"{place:04x}" + "0" * 12
         record = RunRecord(
             run_id=run,
-            suite="made-up",
+            suite=suites[place] if suites else "made-up",
             model=model,
             model_plugin=model,
             split=split,
@@ -107,7 +112,8 @@ def make_home(
             images_root=str(root),
             versions={"chexgenbench": "0.1.0"},
             weights={"unet": "0" * 64},
-            hardware={"processor": "made up", "system": "Linux", "devices": ["cuda:0"]},
+            hardware={"processor": "made up", "system": "Linux", "devices": ["cuda:0"]}
+            | ({"seconds": SECONDS} if place else {}),  # the first is of an older release
             metrics={
                 "fid": {"parameters": {}},
                 "classification": {"parameters": {"regimes": REGIMES, "ratios": RATIOS}},
@@ -126,7 +132,7 @@ def make_home(
                 **shared,
                 split=split,
                 prompt=[f"{text} {name}" for name in ids],
-                patient_id=ids,
+                patient_id=[f"patient-{name}" for name in ids],
                 image_path=chosen,
                 line=order + 2,
                 **labels,
@@ -139,6 +145,7 @@ def make_home(
                 repeat=0,
                 seed=order,
                 path=path,
+                sha256=[hashes[name] for name in chosen],
                 flags=[[] for _ in ids],
                 status="ok",
             ),

@@ -7,6 +7,8 @@ apply to a plugin is a skipped test with its reason.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from chexgenbench.generation.requests import make_requests
 from chexgenbench.registry import KINDS, load_registry
 from chexgenbench.testing import Settings, check_plugin
 from chexgenbench.testing.world import World, cases, draw
+from forked import run_forked
 from test_encoders import biomedclip, biovil, densenet  # noqa: F401
 from test_judges import build_vlm
 from tiny_llm_cxr import tiny_llm_cxr
@@ -204,6 +207,25 @@ FIXTURES = {"biomedclip": "biomedclip", "biovil-t": "biovil", "torchxrayvision":
 """Encoders whose random weights tests/test_encoders.py builds, and by which fixture."""
 
 DETERMINISTIC = {("model", "images")}
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that makes the kit's images again need not import others' packages again; one that
+    says what a plugin imports must be new."""
+    real = subprocess.run
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        *_, module, order = command
+        if json.loads(Path(order).read_text())["task"] == "make":
+            env = os.environ | {"HF_HUB_OFFLINE": "1"}
+            done = run_forked([order], cwd=Path.cwd(), env=env, module=module)
+            if done is not None:
+                said = done.out.encode(), done.err.encode()
+                return subprocess.CompletedProcess(command, done.code, *said)
+        return real(command, **options)
+
+    monkeypatch.setattr("chexgenbench.testing.subject.subprocess.run", run)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pty
@@ -87,7 +88,7 @@ def test_every_help_fits_80_columns_and_has_every_name() -> None:
 def test_the_help_groups_the_commands_and_tells_the_exit_codes() -> None:
     text = invoke("--help").output
     panels = re.findall(r"─ (\w+) ─", text)
-    assert panels == ["Options", "Run", "Results", "Plugins", "Machines", "Data"]
+    assert panels == ["Options", "Run", "Results", "Plugins", "Machines", "Upkeep", "Data"]
     for code in ("0 well", "1 something", "2 bad input", "130 stopped"):
         assert code in text
 
@@ -99,7 +100,7 @@ def test_commands_are_named_and_described_alike() -> None:
         if words[-1] in {"list", "show", "status", "info"}:
             assert "--json" in options(command), words
         if words[-1] in verbs and words[0] not in ("queries", "reference"):
-            assert "--home" in options(command) or words[0] in ("containers", "env"), words
+            assert "--home" in options(command) or words[0] in ("cache", "containers", "env"), words
         for parameter in command.params:
             assert getattr(parameter, "help", "") or parameter.name == "help", (
                 words,
@@ -195,8 +196,54 @@ def documented() -> dict[str, tuple[str, list[str], bool]]:
 
 def test_every_command_with_json_is_on_the_page() -> None:
     with_json = {" ".join(words) for words, each in LEAVES.items() if "--json" in options(each)}
-    later = {"splits validate", "plugin check", "plugin new", "report", "view"}
-    assert with_json - later == {name for name in documented() if "--dry-run" not in name} - later
+    assert with_json == {name for name in documented() if " --" not in name}
+
+
+NO_JSON = {
+    "view": "a server that works until it is stopped",
+    "sql": "another program's prompt",
+    "export latex": "LaTeX, to paste",
+    "export model-card": "YAML, to paste",
+    "env remove": "prints nothing",
+    "containers remove": "prints nothing",
+}
+NO_QUIET = {
+    "doctor": "each of its lines is the result",
+    "plugin check": "each of its lines is the result",
+    "leaderboard": "its notes belong to the numbers",
+    "compare": "its notes belong to the numbers",
+    "view": "its address is the result",
+    "sql": "another program's prompt",
+    **dict.fromkeys(
+        (
+            "query", "report", "convert", "jobs", "worker", "runs delete", "store rebuild",
+            "store merge", "export tables", "export latex", "export model-card", "export push",
+            "splits validate", "plugin new", "env remove", "env worker", "containers remove",
+            "cache prune",
+        ),
+        "says its result alone, and what was left out of it",
+    ),
+}  # fmt: skip
+AT_ONCE = ("list", "show", "status", "info")
+"""Verbs of commands that read and answer."""
+
+
+def test_every_command_has_json_and_quiet_or_a_reason() -> None:
+    names = {" ".join(words): options(command) for words, command in LEAVES.items()}
+    assert set(NO_JSON) | set(NO_QUIET) <= set(names)
+    for name, known in names.items():
+        assert ("--json" in known) != (name in NO_JSON), name
+        if name.split()[-1] not in AT_ONCE:
+            assert ("--quiet" in known) != (name in NO_QUIET), name
+
+
+def test_what_shows_progress_can_be_quiet() -> None:
+    """A command that makes a `Progress` hands it what ``--quiet`` says."""
+    for words, command in LEAVES.items():
+        source = inspect.getsource(command.callback)
+        if "Progress(" in source:
+            assert "--quiet" in options(command), words
+            assert "Progress(quiet)" in source, words
 
 
 def alone(text: str) -> Any:
@@ -218,6 +265,9 @@ JSON_OF = {
     "judges show": ("scores",),
     "models status": ("noise",),
     "doctor": ("--model", "noise"),
+    "doctor --fix": (),
+    "verify": (),
+    "repair": (),
     "env list": (),
     "queries list": (),
     "queries show": ("findings",),
@@ -229,17 +279,28 @@ JSON_OF = {
     "query": ("select 1.5::double as a, 'NaN'::double as b",),
     "store info": (),
     "compare": ("RUN", "RUN2"),
+    "report": ("RUN", "--out", "OUT"),
+    "export push": ("my-lab/my-results",),
+    "splits validate": ("TABLE", "--column", "path=", "--column", "labels="),
+    "plugin new": ("model", "my-model", "--into", "OUT"),
 }
+HOMELESS = ("queries list", "queries show", "plugin new")
 
 
 @pytest.mark.parametrize("name", JSON_OF)
-def test_json_stands_alone_and_has_the_keys_of_the_page(project: Desk, name: str) -> None:
+def test_json_stands_alone_and_has_the_keys_of_the_page(
+    project: Desk, tmp_path: Path, name: str
+) -> None:
     first, second = sorted(
         path.name for path in (project.home / "runs").iterdir() if path.name != "generations"
     )
     words = [*name.split(), *JSON_OF[name], "--json"]
-    words = [{"RUN": first, "RUN2": second}.get(word, word) for word in words]
-    if name not in ("queries list", "queries show"):
+    out = str(tmp_path / "page.html" if name == "report" else tmp_path)
+    table = tmp_path / "small.csv"
+    table.write_text("annotated_prompt,patientID,id\nSmall left effusion.,1,1\n")
+    named = {"RUN": first, "RUN2": second, "OUT": out, "TABLE": str(table)}
+    words = [named.get(word, word) for word in words]
+    if name not in HOMELESS:
         words += ["--home", str(project.home)]
     value = alone(invoke(*words, CHEXGENBENCH_CACHE=str(project.cache)).stdout)
     kind, keys, more = documented()[name]
@@ -250,6 +311,44 @@ def test_json_stands_alone_and_has_the_keys_of_the_page(project: Desk, name: str
         assert set(keys) <= row.keys() if more else list(row) == keys
     if name == "query":
         assert value == [{"a": 1.5, "b": None}]
+    elif name == "report":
+        assert Path(value["page"]) == Path(out)
+        assert Path(out).is_file()
+        assert value["runs"] == [first]
+    elif name == "export push":
+        assert (value["sent"], value["address"]) == (False, None)
+        assert {"README.md"} < {each["file"] for each in value["files"]}
+    elif name == "plugin new":
+        assert all(Path(path).is_file() for path in value["files"])
+
+
+def test_a_run_that_is_deleted_is_named(project: Desk, tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "home", project.cache)
+    shutil.copytree(project.home, desk.home)
+    first, second = sorted(
+        path.name for path in (desk.home / "runs").iterdir() if path.name != "generations"
+    )
+    asked = desk.run("runs", "delete", first, "--json", code=2)
+    assert asked.out == ""
+    assert "Say --yes." in asked.err
+    assert (desk.home / "runs" / first).is_dir()
+    done = desk.run("runs", "delete", first, "--json", "--yes")
+    value = alone(done.out)
+    assert list(value) == documented()["runs delete"][1]
+    assert value["run"] == first
+    assert not Path(value["folder"]).exists()
+    assert [row["run_id"] for row in alone(desk.run("runs", "list", "--json").out)] == [second]
+
+
+def test_the_wheel_that_is_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chexgenbench import environments
+
+    monkeypatch.setattr(environments, "build_worker_wheel", lambda out: out / "a.whl")
+    value = alone(invoke("env", "worker", tmp_path, "--json").stdout)
+    assert list(value) == documented()["env worker"][1]
+    assert value["wheel"] == str(tmp_path / "a.whl")
 
 
 @pytest.mark.slow
@@ -313,6 +412,9 @@ def test_job_directories_are_listed(desk: Desk) -> None:
     options = ("shard", "out", "--shards", 2, "--model", "noise", "--limit", 6, "--batch-size", 2)
     written = alone(desk.run(*options, "--json").out)
     assert list(written) == documented()["shard"][1]
+    (desk.home / "brief").mkdir()
+    brief = desk.run("shard", "brief/out", *options[2:], "--quiet").out
+    assert brief.splitlines() == ["2 job directories for 6 images in brief/out"]
     assert sum(job["images"] for job in written["jobs"]) == 6
     rows = alone(desk.run("jobs", "out", "--json").out)
     assert [list(row) for row in rows] == [documented()["jobs"][1]] * 2
@@ -320,7 +422,19 @@ def test_job_directories_are_listed(desk: Desk) -> None:
     text = desk.run("jobs", "out").out
     fits(text)
     assert all(row["folder"] in text for row in rows)
-    desk.run("worker", f"out/{rows[0]['folder']}")
+    result = alone(desk.run("worker", f"out/{rows[0]['folder']}", "--json").out)
+    assert list(result) == documented()["worker"][1]
+    assert result["done"]
+    assert result["error"] is None
+    facts = desk.home / "out" / rows[1]["folder"] / "job.json"
+    whole = facts.read_text()
+    facts.write_text(whole.replace('"noise"', '"nobody"'))
+    failed = desk.run("worker", f"out/{rows[1]['folder']}", "--json", code=2)
+    result = alone(failed.out)
+    assert (result["done"], result["exit_code"]) == (False, 2)
+    assert "nobody" in result["error"]["message"]
+    assert result["error"]["message"] in failed.err
+    facts.write_text(whole)
     merged = alone(desk.run("merge", "out", "--json", "--quiet", code=1).out)
     assert list(merged) == documented()["merge"][1]
     assert merged["lacking"] == [2]

@@ -22,7 +22,7 @@ import pytest
 
 import chexgenbench
 from browser import needs_browser, window
-from chexgenbench.registry import load_registry
+from chexgenbench.registry import KINDS, load_registry
 from chexgenbench.store.cookbook import saved_queries, saved_query
 from chexgenbench.store.store import Store
 from desk import Desk, Done
@@ -45,6 +45,7 @@ RUN = (
     "README.md",
     "docs/cookbook.md",
     "docs/dataset.md",
+    "docs/integrity.md",
     "docs/models.md",
     "docs/quickstart.md",
     "docs/scores.md",
@@ -146,6 +147,9 @@ def test_the_commands_and_code_of_a_page_work(
     # What a page makes must not be found by another.
     desk = Desk(tmp_path / "home", demo[0].cache)
     shutil.copytree(demo[0].home, desk.home)
+    # A checkout has it; nothing else of that folder, where somebody's credentialed files may lie.
+    (desk.home / "MIMIC_Splits").mkdir(exist_ok=True)
+    (desk.home / "MIMIC_Splits" / "demo").symlink_to(ROOT / "MIMIC_Splits" / "demo")
     ran = 0
     for number, block in enumerate(fenced(page)):
         if block.part or block.language not in ("sh", "python"):
@@ -282,6 +286,47 @@ def test_commands_on_every_page_have_the_options_they_show(page: Path, line: str
         command = command.commands[words.pop(0)]
     if "--help" not in words and words not in (["--version"],):
         command.make_context(command.name or "", words)
+
+
+SET = sorted(
+    {
+        (page, *found)
+        for page, path in PAGES.items()
+        for found in re.findall(r"--set (?:([\w-]+)\.)?([\w-]+)=", path.read_text(encoding="utf-8"))
+        if page != "docs/cli.md"  # of the option in general
+    }
+)
+
+NO_PARAMETER = {
+    ("docs/models.md", "parameter"): "stands for any",
+    ("docs/models.md", "num_inference_steps"): "of the pipeline in a folder of the reader's",
+    ("docs/performance.md", "complex_human_instruction"): "of the pipeline that a benchmark builds",
+    ("docs/convert.md", "ema"): "of a conversion",
+    ("docs/tutorials/add-a-model.md", "NAME"): "stands for any",
+}
+"""What `--set` names on a page that is no parameter of a built-in plugin, and why."""
+
+
+@pytest.mark.parametrize(("page", "plugin", "parameter"), SET, ids=[".".join(e) for e in SET])
+def test_parameters_on_every_page_are_there(page: str, plugin: str, parameter: str) -> None:
+    """Also inside of a sentence or a table, where no other test looks."""
+    if (page, parameter) in NO_PARAMETER:
+        return
+    registry = load_registry()
+    known = {
+        kind: {
+            name: {*each.spec.parameters.model_fields}
+            for name, each in registry.of_kind(kind).items()
+        }
+        for kind in KINDS
+    }
+    named = [plugins[plugin] for plugins in known.values() if plugin in plugins]
+    if not named and plugin == "METRIC":
+        named = [*known["metrics"].values()]
+    elif not named:
+        # A bare name is that of the chosen models; any other word is a model's label.
+        named = [*known["models"].values()]
+    assert any(parameter in each for each in named)
 
 
 # --- the site -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,67 @@ def test_damaged_parts_are_encoded_again(tmp_path: Path, images: list) -> None:
     again = plan(tmp_path)
     assert again.images.damaged == [part]
     assert run([again], images).encoded == 23
+
+
+def test_a_flipped_bit_anywhere_in_a_part_is_noticed(tmp_path: Path) -> None:
+    """Every byte once: in the header, the keys, the values and the footer."""
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    keys = ["a" * 64, "b" * 64, "c" * 64]
+    FeatureStore(tmp_path, {"features": 4}).write(keys, {"features": values})
+    (part,) = tmp_path.glob("part-*")
+    whole = part.read_bytes()
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << (at % 8)
+        part.write_bytes(damaged)
+        store = FeatureStore(tmp_path, {"features": 4})
+        store.refresh()
+        with suppress(KeyError, ChexGenBenchError):
+            assert np.array_equal(store.read(keys)["features"], values)
+            raise AssertionError(f"byte {at} was not noticed")
+        assert store.without(keys) == keys
+        store.write(keys, {"features": values})
+        assert part.read_bytes() == whole
+        assert store.without(keys) == []
+        assert np.array_equal(store.read(keys)["features"], values)
+
+
+def test_a_damaged_part_gives_way_to_another_with_the_same_rows(tmp_path: Path) -> None:
+    values = np.arange(8, dtype=np.float32).reshape(2, 4)
+    store = FeatureStore(tmp_path, {"features": 4})
+    store.write(["a", "b"], {"features": values})
+    store.write(["b", "a"], {"features": values[::-1]})
+    first, second = sorted(tmp_path.glob("part-*"))
+    whole = first.read_bytes()
+    first.write_bytes(whole.replace(values[0].tobytes(), bytes(16)))
+    again = FeatureStore(tmp_path, {"features": 4})
+    again.refresh()
+    assert again.without(["a", "b", "z"]) == ["z"]
+    assert np.array_equal(again.read(["a", "b"])["features"], values)
+    assert again.damaged == again.news() == [first] and again.news() == []
+    assert list(tmp_path.glob("part-*")) == [second]
+
+
+def test_parts_of_an_older_release_are_read(tmp_path: Path) -> None:
+    values = np.arange(8, dtype=np.float32).reshape(2, 4)
+    FeatureStore(tmp_path, {"features": 4}).write(["a", "b"], {"features": values})
+    (part,) = tmp_path.glob("part-*")
+    part.rename(tmp_path / "part-0123456789abcdef0123456789abcdef.parquet")
+    store = FeatureStore(tmp_path, {"features": 4})
+    store.refresh()
+    assert store.without(["a", "b"]) == [] and not store.damaged
+    assert np.array_equal(store.read(["b"])["features"], values[1:])
+
+
+def test_an_image_that_was_changed_is_not_encoded(tmp_path: Path, images: list) -> None:
+    path = images[3][1]
+    stat = path.stat()
+    Image.new("L", (32, 32), 7).save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    own = plan(tmp_path)
+    done = run([own], images)
+    assert "content is not what it was" in done.bad[images[3][0]].message
+    assert images[3][0] not in own.images and images[4][0] in own.images
 
 
 @pytest.mark.parametrize(

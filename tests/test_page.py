@@ -12,24 +12,29 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import altair
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from browser import Window, needs_browser, window
 from chexgenbench.errors import UserError
+from chexgenbench.files import sha256_file
 from chexgenbench.home import Home
-from chexgenbench.report.charts import charts, looks
-from chexgenbench.report.collect import EXTREMES, collect
-from chexgenbench.report.page import write_report
+from chexgenbench.report.charts import charts, looks, program
+from chexgenbench.report.collect import EXTREMES, Facts, collect
+from chexgenbench.report.page import STAGES, render, write_report
+from chexgenbench.report.tables import heat_tables, scores_of
+from chexgenbench.store.run_directory import read_record, write_record
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from desk import Desk, Done
-from made_up import ENCODER, PRIVACY, REASON, make_home
+from made_up import ENCODER, PRIVACY, REASON, SECONDS, make_home
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +44,34 @@ RUNS = "SELECT DISTINCT run_id FROM leaderboard ORDER BY run_id"
 def write(home: Home, **options: Any) -> Path:
     store = Store(home.store)
     return write_report(store, home, store.query(RUNS).column(0).to_pylist(), **options)
+
+
+def facts_of(home: Home) -> Facts:
+    store = Store(home.store)
+    return collect(store, home, store.query(RUNS).column(0).to_pylist())
+
+
+def drawn_up(facts: Facts, home: Home) -> Path:
+    """A page of facts that are no store's."""
+    path = home.results / "page.html"
+    path.write_text(render(facts, program(home.cache)), encoding="utf-8")
+    return path
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What the page's script works on."""
+    text = page.read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    data: dict[str, Any] = json.loads(found)
+    return data
+
+
+def rewrite(home: Home, place: int, table: str, **columns: Any) -> None:
+    """Changes a table of the run at `place` as somebody else's project might have it."""
+    (folder,) = home.runs.glob(f"{place:04x}*")
+    rows = pq.read_table(folder / f"{table}.parquet").to_pandas()
+    rows.assign(**columns).to_parquet(folder / f"{table}.parquet")
+    assert not Store(home.store).rebuild(home.runs).skipped
 
 
 @contextmanager
@@ -236,6 +269,46 @@ def test_without_scripts_the_tables_are_there(demo: tuple[Desk, Done]) -> None:
     assert text.count("★ rank 1") >= 8
 
 
+@needs_browser
+def test_axes_show_where_0_is(demo: tuple[Desk, Done]) -> None:
+    """Of alignment, whose intervals lie on both sides of it."""
+    with opened(demo[0].home / "demo.html") as found:
+        heads = found.page.locator("#board-0 thead th").all_inner_texts()
+        marked = {
+            head.split()[0]
+            for place, head in enumerate(heads)
+            if found.page.locator(f"#board-0 tbody td:nth-child({place + 1}) .zero").count() == 4
+        }
+        assert "alignment" in marked and "fid" not in marked and "recall" not in marked
+        for axis in "xy":
+            select = found.page.locator(f'figure.chart >> nth=0 >> [data-axis="{axis}"]')
+            select.select_option(label="alignment")
+        redrawn(found, 0, "alignment against alignment")
+        lines = found.page.locator("figure.chart >> nth=0 >> svg .role-axis-grid line")
+        grey = [line.get_attribute("stroke") for line in lines.all()]
+        labels = found.page.locator("figure.chart >> nth=0 >> svg .role-axis-label text")
+        texts = [text.replace("\u2212", "-") for text in labels.all_text_contents()]
+        assert sum(float(text) == 0 for text in texts) == 2  # across and up
+        assert sorted(map(grey.count, set(grey)))[0] == 2 < len(grey)
+
+
+def test_runs_tell_the_seconds_of_their_stages(demo: tuple[Desk, Done]) -> None:
+    store = Store(demo[0].home / "Results" / "chexgenbench.duckdb")
+    rows = store.query(
+        "SELECT hardware, epoch(finished_at - created_at) AS whole FROM runs WHERE suite = 'demo' "
+        "AND status = 'finished' AND model_plugin IS NOT NULL"
+    ).to_pylist()
+    assert len(rows) >= 4
+    for row in rows:
+        seconds = json.loads(row["hardware"])["seconds"]
+        assert set(seconds) == set(STAGES)
+        assert all(value >= 0 for value in seconds.values()) and seconds["score"] > 0
+        within = seconds["generate"] + seconds["encode generated"] + seconds["score"]
+        assert within <= row["whole"] + 1
+    text = (demo[0].home / "demo.html").read_text(encoding="utf-8").split('id="costs"')[1]
+    assert all(f">{stage}, s</th>" in text for stage in STAGES)
+
+
 def test_the_commands_of_the_page_about_it_work(demo: tuple[Desk, Done]) -> None:
     docs = Path(__file__).resolve().parent.parent / "docs"
     text = (docs / "report.md").read_text(encoding="utf-8")
@@ -315,6 +388,154 @@ def test_what_does_not_compare_with_the_paper_says_so(tmp_path: Path) -> None:
 
 
 @needs_browser
+def test_one_choice_of_the_papers_numbers(tmp_path: Path) -> None:
+    """A score without an encoder is no like of the paper's, whose numbers stand without one where
+    there is none of ours; and what does not compare says so wherever it is shown."""
+    own = "pixel_distance_mean"
+    made = make_home(tmp_path, ("a", "b"), 8, split="mine", metrics=(own, "other"), utility=False)
+    made_page = write(made)
+    assert own not in {row["metric"] for row in data_of(made_page)["published"]}
+    with opened(made_page) as found:
+        found.page.check("#show-published")
+        redrawn(found, 0, "(paper)")
+        paper = [mark for mark in drawn(found, 0) if "(paper)" in mark]
+        assert len(paper) == 11 and all("not comparable" in mark for mark in paper)
+        for axis, name in (("x", own), ("y", "other")):
+            select = found.page.locator(f'figure.chart >> nth=0 >> [data-axis="{axis}"]')
+            select.select_option(label=name)
+        redrawn(found, 0, f"{own} against other")
+        assert len(drawn(found, 0)) == 2
+        rows = download(found, '[data-csv="board"] >> nth=0')
+    theirs = [row for row in rows if "(published)" in row["model"]]
+    metrics = {row["metric"] for row in theirs}
+    assert "fid" in metrics and own not in metrics
+    assert {row["warning"] for row in theirs} == {"not comparable with these runs"}
+
+
+@needs_browser
+def test_each_suite_has_tables_of_its_own(tmp_path: Path) -> None:
+    """Ranks are taken within a suite: two models of rank 1 in one table are tied."""
+    made = make_home(tmp_path, ("a", "b", "c", "d"), 8, suites=("one", "one", "two", "two"))
+    with opened(write(made)) as found:
+        titles = found.page.locator("h3 + .tools + .scroll table.board caption").all_inner_texts()
+        assert len(titles) == 4
+        assert [title[:10] for title in titles] == ["Suite one:"] * 2 + ["Suite two:"] * 2
+        boards = [
+            column(found, f"#{table.get_attribute('id')}", 0)
+            for table in found.page.locator("h3 + .tools + .scroll table.board").all()
+        ]
+        assert [sorted(models) for models in boards] == [["a", "b"]] * 2 + [["c", "d"]] * 2
+        two = found.page.locator("table.board").filter(has_text="Suite two: Fidelity")
+        ranks = two.locator("tbody td:nth-child(2) .rank").all_inner_texts()
+        assert [re.findall(r"\d", rank) for rank in ranks] == [["1"], ["2"]]
+        rows = download(found, '[data-csv="board"] >> nth=0')
+        assert {(row["suite"], row["model"]) for row in rows} == {("one", "a"), ("one", "b")}
+        heads = found.page.locator("table.heat >> nth=0 >> thead th").all_text_contents()
+        assert heads[2:] == ["a", "b"]
+        assert [mark[0] for mark in drawn(found, 0)] == ["a", "b"]
+        found.page.locator("[data-group]").select_option(
+            label="Suite two: Fidelity, diversity and alignment"
+        )
+        redrawn(found, 2, "Suite two")
+        assert {mark[0] for mark in drawn(found, 2)} == {"c", "d"}
+        across = found.page.locator('figure.chart >> nth=0 >> [data-axis="x"]')
+        group = across.locator("optgroup[label^='Suite two']").first
+        across.select_option(value=group.locator("option").first.get_attribute("value"))
+        lacking = found.page.locator("figure.chart >> nth=0 >> .lacking")
+        lacking.filter(has_text="No run has both scores.").wait_for()
+        assert found.faults() == []
+
+
+def test_a_gallery_joins_by_split_and_text(tmp_path: Path) -> None:
+    made = make_home(tmp_path, ("a", "b", "c"), 8, privacy=False, utility=False)
+    rewrite(made, 1, "prompts", split="another", prompt=[f"Other text {i}" for i in range(8)])
+    (folder,) = made.runs.glob("0001*")
+    write_record(folder, read_record(folder).model_copy(update={"split": "another"}))
+    rewrite(made, 2, "prompts", prompt=["Report of study s0", *(f"Changed {i}" for i in range(7))])
+    rows = facts_of(made).gallery
+    assert {row.split for row in rows} == {"mimic-cxr", "another"}
+    for row in rows:
+        shown = {picture.caption for picture in row.pictures if picture.source}
+        if row.split == "another":
+            assert row.prompt.startswith("Other text") and shown == {"real", "b"}
+        else:
+            assert row.prompt.startswith("Report of study")
+            own = {"c"} if row.prompt.endswith(" s0") else set()
+            assert shown == {"real", "a"} | own
+            assert [picture.caption for picture in row.pictures] == ["real", "a", "c"]
+    assert "split another" in write(made).read_text(encoding="utf-8")
+
+
+def test_a_run_without_prompts_hides_nobody_elses(tmp_path: Path) -> None:
+    made = make_home(tmp_path, ("a", "b"), 8, privacy=False, utility=False)
+    (folder,) = made.runs.glob("0000*")
+    prompts = pq.read_table(folder / "prompts.parquet")
+    pq.write_table(prompts.slice(0, 0), folder / "prompts.parquet")
+    assert not Store(made.store).rebuild(made.runs).skipped
+    rows = facts_of(made).gallery
+    assert len(rows) == 8
+    assert all([each.caption for each in row.pictures] == ["real", "b"] for row in rows)
+    assert all(picture.source for row in rows for picture in row.pictures)
+
+
+@needs_browser
+def test_without_scripts_nothing_is_hidden(home: Home, page: Path) -> None:
+    with window(java_script_enabled=False) as found:
+        found.page.goto(page.as_uri())
+        found.page.locator("#ends summary").first.wait_for()
+        rows = found.page.locator("tr.published").all()
+        assert len(rows) == 11 and all(row.is_visible() for row in rows)
+        assert found.page.locator("#published").is_visible()
+        # The browser opens a disclosure without scripts too.
+        ends = found.page.locator("#ends details").first.locator("article")
+        assert ends.count() > 2 * EXTREMES and all(end.is_visible() for end in ends.all())
+        assert found.page.locator("noscript").is_visible()
+    alone = replace(facts_of(home), published=[])
+    assert "need scripts" in render(alone, "").split("<noscript>")[1].split("</noscript>")[0]
+
+
+def test_a_heat_map_of_training_says_what_it_counts(page: Path) -> None:
+    heads = re.findall(r'<table class="heat">.*?<thead><tr>(.*?)</tr>', page.read_text(), re.DOTALL)
+    seconds = [re.findall(r"<th.*?>(.*?)</th>", head)[1] for head in heads]
+    assert seconds.count("images") == 7
+    assert seconds.count("generated images trained on") == len(seconds) - 7 == 3 * 7
+
+
+def test_equal_scores_are_shaded_alike(home: Home) -> None:
+    facts = facts_of(home)
+    cells = [replace(c, value=0.25) if c.metric in ("fid", "recall") else c for c in facts.cells]
+    for table in heat_tables(scores_of(cells, facts.records)):
+        shades = {cell["good"] for row in table["rows"] for cell in row["cells"] if cell["text"]}
+        assert (shades == {50}) == (table["score"].metric in ("fid", "recall"))
+
+
+@needs_browser
+def test_a_file_has_no_rank_that_the_table_withholds(home: Home) -> None:
+    """A score without any interval, such as one that was extrapolated."""
+    facts = facts_of(home)
+    assert {cell.rank for cell in facts.cells if cell.metric == "fid"} == {1, 3}
+    bare = [
+        replace(cell, ci_low=None, ci_high=None) if cell.metric == "fid" else cell
+        for cell in facts.cells
+    ]
+    with opened(drawn_up(replace(facts, cells=bare), home)) as found:
+        assert not any("rank" in text for text in column(found, "#board-0", 1))
+        rows = download(found, '[data-csv="board"] >> nth=0')
+    assert {row["rank"] for row in rows if row["metric"] == "fid"} == {""}
+    assert {row["rank"] for row in rows if row["metric"] == "kid"} == {"1", "3"}
+
+
+@needs_browser
+def test_scores_that_have_no_room_are_counted(tmp_path: Path) -> None:
+    names = [f"extra-{place}" for place in range(25)]
+    made = make_home(tmp_path, ("a", "b"), 8, metrics=names, privacy=False, utility=False)
+    with opened(write(made)) as found:
+        left = found.page.locator("figure[data-chart=parallel] .left").inner_text()
+        assert left == "The first 24 of 32 scores: 8 are left out."
+        assert len(drawn(found, 1)) == 2 * 24
+
+
+@needs_browser
 def test_privacy_has_its_control(page: Path) -> None:
     with opened(page) as found:
         texts = column(found, "#board-1", 1)
@@ -348,15 +569,9 @@ def test_curves_of_utility(page: Path) -> None:
 def test_all_scores_side_by_side_with_the_missing_ones(tmp_path: Path) -> None:
     made = make_home(tmp_path, ("a", "b"), 8, metrics=("extra",), utility=False)
     # The second run has no such score.
-    store = Store(made.store)
-    facts = collect(store, made, store.query(RUNS).column(0).to_pylist())
+    facts = facts_of(made)
     facts.cells[:] = [c for c in facts.cells if not (c.metric == "extra" and c.column == "b")]
-    from chexgenbench.report.charts import program
-    from chexgenbench.report.page import render
-
-    path = tmp_path / "page.html"
-    path.write_text(render(facts, program(made.cache)), encoding="utf-8")
-    with opened(path) as found:
+    with opened(drawn_up(facts, made)) as found:
         marks = drawn(found, 2)
         assert len(marks) == 2 * 8
         assert "b, extra: not taken" in marks
@@ -442,11 +657,16 @@ def test_the_theme_can_be_chosen(page: Path) -> None:
 
 def test_cost_and_provenance(page: Path) -> None:
     text = html.unescape(page.read_text(encoding="utf-8"))
-    row = re.search(
-        r'<th scope="row">second</th>(.*?)</tr>', text.split('id="costs"')[1], re.DOTALL
-    )
-    assert row
-    assert re.findall(r">([^<>\n]+)</td>", row[1])[:5] == ["0.5", "240.0", "86400.0", "2000", "120"]
+    costs = text.split('id="costs"')[1]
+
+    def shown(model: str) -> list[str]:
+        row = re.search(rf'<th scope="row">{model}</th>(.*?)</tr>', costs, re.DOTALL)
+        assert row
+        return re.findall(r">([^<>\n]+)</td>", row[1])
+
+    seconds = [f"{SECONDS[stage]:.1f}" for stage in STAGES]
+    assert shown("second")[:10] == ["0.5", "240.0", *seconds, "86400.0", "2000", "120"]
+    assert shown("first")[:8] == ["1", "120.0", *["-"] * len(STAGES), "86400.0"]
     for words in ('"unet": "000', '"steps": 21', "a remark on second", "cuda, float16"):
         assert words in text
 
@@ -499,27 +719,82 @@ def test_a_split_that_needs_credentials_is_left_out(tmp_path: Path) -> None:
     made = make_home(tmp_path, ("a", "b"), 8, credentialed=True, text="Secret", utility=False)
     text = write(made).read_text(encoding="utf-8")
     assert "Secret" not in text and "data:image" not in text and str(made.root) not in text
+    assert "patient-s" not in text
     assert "--include-credentialed" in text
     text = write(made, include_credentialed=True).read_text(encoding="utf-8")
     assert "Secret s0" in text and text.count("data:image") > 10
+    assert "patient-s" not in text
+
+
+@pytest.mark.parametrize(
+    "told", [{"seconds": "long"}, {"seconds": {"score": True, "store": 1e999}}]
+)
+def test_seconds_from_elsewhere_are_numbers_or_none(tmp_path: Path, told: dict[str, Any]) -> None:
+    made = make_home(tmp_path, ("a", "b"), 4, privacy=False, utility=False)
+    facts = facts_of(made)
+    facts.records[:] = [record | {"hardware": told} for record in facts.records]
+    costs = render(facts, "").split('id="costs"')[1].split("</table>")[0]
+    assert all(row.count(">-</td>") == len(STAGES) for row in costs.split("<tr>")[2:])
+
+
+def test_only_what_was_scored_is_shown(tmp_path: Path) -> None:
+    """An image that has changed since is not the one that the numbers are of."""
+    made = make_home(tmp_path, ("a",), 8, utility=False)
+    (folder,) = made.runs.glob("0000*")
+    pairs = pq.read_table(folder / "neighbours.parquet").to_pandas()
+    known = [sha256_file(Path(path)) for path in pairs["other_path"]]
+    for other, at_all in ((known, True), (["0" * 64] * len(known), False)):
+        rewrite(
+            made,
+            0,
+            "neighbours",
+            sha256=pairs["path"].map(lambda p: sha256_file(Path(p))),
+            other_sha256=other,
+        )
+        shown = [pair for group in facts_of(made).pairs.values() for pair in group]
+        assert shown and all(pair.first.source for pair in shown)
+        assert all(bool(pair.second.source) == at_all for pair in shown)
+    rewrite(made, 0, "images", sha256="0" * 64)
+    assert all(not row.pictures[1].source for row in facts_of(made).gallery)
+    # A folder, a device or nothing at all is no image either.
+    for path in (str(tmp_path), "/dev/zero", "", "a\0b"):
+        rewrite(made, 0, "neighbours", other_path=path, other_sha256="0" * 64)
+        facts = facts_of(made)
+        assert not any(pair.second.source for group in facts.pairs.values() for pair in group)
 
 
 def test_no_path_leaves_its_folder(tmp_path: Path) -> None:
     """A run that came from elsewhere names what it likes."""
-    made = make_home(tmp_path / "home", ("a", "b"), 8, privacy=False, utility=False)
+    made = make_home(tmp_path / "home", ("a", "b"), 8, utility=False)
     secret = tmp_path / "secret.png"
     Image.new("L", (64, 64), 77).save(secret)
     for folder in made.runs.glob("0*"):
-        import pyarrow.parquet as pq
-
         for name, key in (("images", "path"), ("prompts", "image_path")):
             table = pq.read_table(folder / f"{name}.parquet").to_pandas()
             table[key] = ["../" * 12 + str(secret).lstrip("/"), str(secret)] * 4
             table.to_parquet(folder / f"{name}.parquet")
-    Store(made.store).rebuild(made.runs)
+        pairs = pq.read_table(folder / "neighbours.parquet").to_pandas()
+        assert len(pairs)
+        pairs["path"], pairs["other_path"] = str(secret), None
+        pairs["sha256"] = "0" * 64
+        pairs.to_parquet(folder / "neighbours.parquet")
+    assert not Store(made.store).rebuild(made.runs).skipped
     text = write(made).read_text(encoding="utf-8")
     assert "data:image" not in text
     assert text.count("no image") > 10
+
+
+def test_no_generation_leaves_its_folder(tmp_path: Path) -> None:
+    made = make_home(tmp_path / "home", ("a",), 8, privacy=False, utility=False)
+    Image.new("L", (64, 64), 77).save(tmp_path / "secret.png")
+    for folder in made.runs.glob("0*"):
+        elsewhere = {"generation_id": "../" * 3, "images_root": None}
+        write_record(folder, read_record(folder).model_copy(update=elsewhere))
+        table = pq.read_table(folder / "images.parquet").to_pandas()
+        table["path"], table["sha256"] = "secret.png", sha256_file(tmp_path / "secret.png")
+        table.to_parquet(folder / "images.parquet")
+    assert not Store(made.store).rebuild(made.runs).skipped
+    assert "data:image" not in write(made).read_text(encoding="utf-8")
 
 
 def test_a_store_without_scores_and_a_bad_place(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import inspect
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from chexgenbench import hookspecs
 from chexgenbench.errors import UserError
-from chexgenbench.registry import KINDS, load_registry
+from chexgenbench.registry import KINDS, Plugin, load_registry
 from chexgenbench.testing import (
     Result,
     Settings,
@@ -19,9 +25,10 @@ from chexgenbench.testing import (
     check_apart,
     check_plugin,
 )
-from chexgenbench.testing.checks import check_names
-from chexgenbench.testing.find import locate
+from chexgenbench.testing.checks import check_names, checks_of
+from chexgenbench.testing.find import locate, onto_path
 from chexgenbench.testing.scaffold import check_name, create
+from chexgenbench.testing.world import cases, draw, write_split
 from desk import Desk
 
 INSTALL = ("pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-q")
@@ -122,6 +129,10 @@ def test_an_old_folder_stays_and_half_a_package_is_none(
         create("model", "mine", tmp_path, registry)
     with pytest.raises(UserError, match="does not exist"):
         create("model", "other", tmp_path / "nowhere", registry)
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(UserError, match="file is no folder"):
+        create("model", "other", tmp_path / "mine" / "file", registry)
+    (tmp_path / "mine" / "file").unlink()
 
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -133,9 +144,54 @@ def test_an_old_folder_stays_and_half_a_package_is_none(
     assert check_name("model", "my-model", registry) == "my_model"
 
 
+# --- examples -------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = {
+    f"{kind}-{number}": textwrap.dedent(code)
+    for kind in KINDS
+    for number, code in enumerate(
+        re.findall(
+            r"::\n\n((?:    .*\n|\n)+)",
+            f"{inspect.getdoc(getattr(hookspecs, f'chexgenbench_{kind}'))}\n",
+        )
+    )
+} | {
+    "readme": re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )[0]
+}
+"""The plugins that the manual and README show."""
+
+
+def test_every_hook_has_an_example() -> None:
+    assert {name.partition("-")[0] for name in EXAMPLES} == {*KINDS, "readme"}
+    assert len(EXAMPLES) == 7
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_keeps_the_contract(tmp_path: Path, example: str) -> None:
+    path = tmp_path / "example.py"
+    path.write_text(EXAMPLES[example], encoding="utf-8")
+    # The split's example reads tables that its author has.
+    chosen = cases(6)
+    table = write_split(tmp_path, "clinic", chosen, [draw(c, i) for i, c in enumerate(chosen)])
+    text = table.read_text(encoding="utf-8").replace("annotated_prompt", "caption", 1)
+    text = text.replace("patientID", "subject", 1).replace("clinic/0", "0")
+    (tmp_path / "clinic" / "images").mkdir()
+    for image in (tmp_path / "clinic").glob("*.png"):
+        image.rename(tmp_path / "clinic" / "images" / image.name)
+    (tmp_path / "clinic" / "test.csv").write_text(text, encoding="utf-8")
+    found = assert_contract(path, Settings(skip=("fresh-process",), home=tmp_path))
+    taken = {each.check for each in found if each.status == "passed"}
+    assert taken & {"images", "outputs", "scores", "runs", "table", "labels"}
+
+
 # --- faults ---------------------------------------------------------------------------------
 
 FAULTS = [
+    ("model", "name", 'name="my-model"', 'name="My-Model"'),
+    ("model", "name", 'name="my-model"', 'name="--"'),
     ("model", "summary", 'summary="Two lungs', 'summary="" and "Two lungs'),
     ("model", "licence", 'licence="that of this package"', 'licence="not stated"'),
     ("model", "descriptions", ', description="Width and height in pixels."', ""),
@@ -192,6 +248,8 @@ FAULTS = [
     ("encoder", "preprocess", "(SIZE, SIZE)", "image.size"),
     ("encoder", "outputs", "DIRECTIONS},", "DIRECTIONS + 1},"),
     ("encoder", "outputs", ".astype(np.float32)", ".astype(np.float64)"),
+    ("encoder", "outputs", "(length + 1e-6)", "length"),
+    ("encoder", "outputs", 'return {"features": features}', "return features"),
     ("encoder", "batches", "rows / (length", "(rows - rows.mean(0)) / (length"),
     ("encoder", "repeats", "(length + 1e-6)", "(length + np.random.rand())"),
     ("encoder", "tells-apart", "rows / (length + 1e-6)", "(rows * 0 + 1)"),
@@ -231,6 +289,143 @@ def test_a_fault_is_found_by_its_check(
     assert found[check].status == "failed", found[check]
     assert found[check].detail
     assert found["parameters"].status == "passed"
+
+
+def test_one_fault_is_said_once(shelf: Path, tmp_path: Path) -> None:
+    path = spoilt(shelf, "encoder", 'return {"features": features}', "return features", tmp_path)
+    found = check_plugin(path, Settings(skip=("lazy",)))
+    (failed,) = [each for each in found if each.status == "failed"]
+    assert failed.check == "outputs" and "a ndarray, not a mapping" in failed.detail
+    after = by_check(found)
+    assert after["batches"].detail == "not taken: what outputs found stops it"
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        "np.linalg.norm(real.features.mean(0) - fake.features.mean(0))",
+        "((real.features.mean(0) - fake.features.mean(0)) ** 2).sum()",
+        "abs(real.features.sum(0) - fake.features.sum(0)).max()",
+    ],
+)
+def test_sums_in_float32_do_not_depend_on_the_order(
+    shelf: Path, tmp_path: Path, distance: str
+) -> None:
+    path = spoilt(
+        shelf, "metric", "distance = float(value)", f"distance = float({distance})", tmp_path
+    )
+    text = path.read_text(encoding="utf-8")
+    assert "Estimate(distance, error, low, high)" in text
+    # Without an error, within which a score may move.
+    none = 'Estimate(distance, reason="none was derived")'
+    path.write_text(text.replace("Estimate(distance, error, low, high)", none), encoding="utf-8")
+    found = by_check(check_plugin(path, Settings(skip=("lazy",))))
+    assert found["order"].status == "passed", found["order"]
+
+
+def test_a_split_that_reads_labels_and_says_whose_data_they_are(
+    shelf: Path, tmp_path: Path
+) -> None:
+    data = shelf / "my-split" / "src" / "my_split" / "data"
+    shutil.copytree(data, tmp_path / "data")
+    for table in (tmp_path / "data").glob("*.csv"):
+        rows = list(csv.reader(table.open(encoding="utf-8", newline="")))
+        at = rows[0].index("chexpert_labels")
+        with table.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(
+                [*row[:at], row[at] if i == 0 else "see report", *row[at + 1 :]]
+                for i, row in enumerate(rows)
+            )
+    after = (
+        "images_root=DATA, credentialed=True,"
+        " labeller=lambda prompts: [[0.0] * 14 for _ in prompts])"
+    )
+    path = spoilt(shelf, "split", "images_root=DATA)", after, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("that of this package", "PhysioNet Credentialed"), "utf-8")
+    found = by_check(check_plugin(path, Settings(skip=("lazy",))))
+    assert {name: each.detail for name, each in found.items() if each.status == "failed"} == {}
+    assert found["credentialed"].detail.startswith("credentialed")
+    # Nor is it credentialed because the descriptor says so.
+    open_ = after.replace("credentialed=True", "credentialed=False")
+    path = spoilt(shelf, "split", "images_root=DATA)", open_, tmp_path)
+    text = path.read_text(encoding="utf-8").replace("credentialed=False,\n", "credentialed=True,\n")
+    path.write_text(text, encoding="utf-8")
+    found = by_check(check_plugin(path, Settings(skip=("lazy",))))
+    assert found["credentialed"].detail.startswith("open")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "check", "detail", "hint"),
+    [
+        ("path", "../x.png", "images", "leads out of the folder", "images_root"),
+        ("path", "x.png", "images", "the image is missing", "images_root"),
+        ("path", "test.csv", "images", "no image that can be read", "images_root"),
+        ("id", "same", "table", "the id is that of line 2", 'SplitSource(columns={"id": ""})'),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_in_the_authors_words(
+    shelf: Path, tmp_path: Path, column: str, value: str, check: str, detail: str, hint: str
+) -> None:
+    shutil.copytree(shelf / "my-split" / "src" / "my_split" / "data", tmp_path / "data")
+    path = spoilt(shelf, "split", "images_root=DATA", "images_root=DATA", tmp_path)
+    table = tmp_path / "data" / "test.csv"
+    rows = list(csv.reader(table.open(encoding="utf-8", newline="")))
+    for row in rows[1:3]:
+        row[rows[0].index(column)] = value
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found = by_check(check_plugin(path, Settings(skip=("lazy",))))[check]
+    assert found.status == "failed" and detail in found.detail
+    assert hint in found.hint
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("print('listing')", "prints"),
+        ("import os; os.write(1, b'listing')", "prints"),
+        (
+            "import threading; threading.Thread(None, threading.Event().wait, 'mine', (9,), "
+            "daemon=True).start()",
+            "starts the thread 'mine'",
+        ),
+        ("open('noted.txt', 'w').close()", "writes to 'noted.txt'"),
+        ("import os; os.makedirs('kept', exist_ok=True)", "changes files (os.mkdir of 'kept')"),
+        ("import os; os.system('true')", "starts a process"),
+        (
+            "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)"
+            ".connect(('127.0.0.1', 9))",
+            "uses the network",
+        ),
+    ],
+)
+def test_importing_a_plugin_does_nothing_else(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = spoilt(shelf, "judge", "import numpy as np\n", f"import numpy as np\n{code}\n", tmp_path)
+    (loaded,) = [
+        each
+        for each in checks_of(
+            Plugin(load_registry().judges["scores"].spec, str(path)),
+            tmp_path / "work",
+            Settings(),
+            locate(path),
+        )
+        if each.name == "lazy"
+    ]
+    found = loaded.run()
+    assert found.status == "failed" and message in found.detail
+    assert "nothing but define it" in found.hint
+
+
+def test_a_thread_that_never_ends_keeps_no_check_waiting(shelf: Path, tmp_path: Path) -> None:
+    code = "import threading; threading.Thread(None, threading.Event().wait, 'mine').start()"
+    path = spoilt(shelf, "model", "import numpy as np\n", f"import numpy as np\n{code}\n", tmp_path)
+    (checked,) = check_apart(path, Settings(seconds=120))
+    failed = {each.check: each.detail for each in checked.results if each.status == "failed"}
+    assert list(failed) == ["lazy"] and "starts the thread 'mine'" in failed["lazy"]
 
 
 def test_what_is_needed_and_not_there_is_skipped_with_its_reason(
@@ -307,6 +502,48 @@ def test_folders_that_are_no_package(tmp_path: Path, text: str | None, message: 
         (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(UserError, match=message):
         locate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("def broken(:", "Mend the line"),
+        ("import no_such_module_here", 'requires=("MODULE",)'),
+        ("raise RuntimeError('no')", "by themselves"),
+    ],
+)
+@pytest.mark.parametrize("package", [False, True])
+def test_a_plugin_that_cannot_be_imported_gets_a_hint_for_its_fault(
+    shelf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    hint: str,
+    package: bool,
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "broken-judge"
+    shutil.copytree(shelf / "my-judge", folder)
+    # No other test may have imported a module of this name.
+    name = f"broken_{abs(hash(code))}"
+    (folder / "src" / "my_judge").rename(folder / "src" / name)
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text("utf-8").replace("my_judge", name), encoding="utf-8")
+    plugin = folder / "src" / name / "plugin.py"
+    plugin.write_text(code, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        check_plugin(folder if package else plugin)
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_file_of_an_installed_package_is_named_by_its_folder(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    onto_path(locate(shelf / "my-judge"))
+    with pytest.raises(UserError, match="Two judges are named 'my-judge'") as caught:
+        check_plugin(shelf / "my-judge" / "src" / "my_judge" / "plugin.py")
+    assert "Check the package's folder" in (caught.value.hint or "")
 
 
 def test_unknown_checks_and_parameters_are_refused() -> None:
@@ -396,6 +633,27 @@ def test_what_a_plugin_prints_is_no_part_of_the_answer(desk: Desk, shelf: Path) 
     answer = json.loads(desk.run("plugin", "check", path, "--json", "--skip", "lazy").out)
     assert answer["failed"] == 0
     assert "\x1b" not in json.dumps(answer)
+
+
+def test_what_a_plugin_prints_when_it_is_listed_is_no_part_of_the_answer(desk: Desk) -> None:
+    (desk.home / "loud.py").write_text(
+        "from chexgenbench import hookimpl\n"
+        "print('importing')\n"
+        "@hookimpl\n"
+        "def chexgenbench_models():\n"
+        "    print('listing')\n"
+        "    return ()\n"
+    )
+    done = desk.run("models", "list", "--plugin", "loud.py", "--json")
+    assert json.loads(done.out)
+    assert "importing" in done.err and "listing" in done.err
+
+
+def test_what_to_try_next_can_be_typed(desk: Desk) -> None:
+    (desk.home / "my plugins").mkdir()
+    made = desk.run("plugin", "new", "judge", "my-judge", "--into", "my plugins").out
+    assert "chexgenbench plugin check 'my plugins/my-judge'" in made
+    assert "pip install -e './my plugins/my-judge'" in made
 
 
 def test_the_kit_costs_nothing_to_import() -> None:

@@ -434,7 +434,10 @@ def test_interrupted_the_workers_end(cluster: RayCluster, bench: Bench, tmp_path
     wait_for(lambda: not any(map(psutil.pid_exists, working)))
 
 
-def test_an_address_that_does_not_answer(cluster: RayCluster) -> None:
+def test_an_address_that_does_not_answer(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chexgenbench.executors.cluster._HEALTHY", 5.0)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         closed = f"127.0.0.1:{mute.getsockname()[1]}"

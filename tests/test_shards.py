@@ -25,7 +25,7 @@ from chexgenbench.jobs.manifest import CALLS, MANIFEST, image_name, read_manifes
 from chexgenbench.progress import Progress
 from chexgenbench.workflow import shards
 from chexgenbench.workflow.plan import Options
-from desk import SCRIPT, Desk
+from desk import Desk, script
 
 PLUGIN = """
 import os
@@ -161,7 +161,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Any, Any]:
     """What one process makes: the project, its images and its scores."""
     bench = new_bench(tmp_path_factory.mktemp("whole"))
-    bench.run("run", *bench.options(*ALL))
+    bench.run("run", *bench.options(*ALL), whole=True)
     return bench, bench.images(), bench.rows(SCORES)
 
 
@@ -198,13 +198,11 @@ def merge(bench: Bench, out: str = "out") -> list[shards.Merged]:
 
 
 def work(folder: Path, code: int = 0) -> str:
-    """The real worker, on one job directory."""
-    done = subprocess.run(
-        [str(SCRIPT), "worker", str(folder)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+    """The worker's command, on one job directory."""
+    done = script(["worker", str(folder)], Path.cwd(), os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.code == code, done.out + done.err
+    assert "Traceback" not in done.err
+    return done.err
 
 
 @pytest.mark.slow
@@ -219,8 +217,8 @@ def test_shards_give_the_images_and_scores_of_one_process(
     # Seven batches of own images, four of the pool.
     assert len(lines) == len(names) * (count + min(count, 4))
     assert f"{len(lines)} job directories for {len(names) * (LIMIT + 8)} images in out" in said.out
-    for number in range(1, len(lines) + 1):
-        bench.array(number)
+    for line in lines:
+        work(bench.home / "out" / line)
     assert "All images are there" in bench.run("merge", "out").out
     merged = bench.images()
     assert len(merged) == 2 * len(names)

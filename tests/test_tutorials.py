@@ -93,9 +93,12 @@ def test_a_metric_comes_from_an_empty_folder_to_the_leaderboard(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_about_plugins_work(tmp_path: Path) -> None:
-    made, checked = Reader(tmp_path).follow("../plugins.md", "")
-    assert "my-model/README.md" in made.out
-    assert ", 0 failed," in checked.out
+    said = Reader(tmp_path).follow("../plugins.md", "")
+    for kind, made, checked in zip(
+        ("model", "encoder", "split"), said[::2], said[1::2], strict=True
+    ):
+        assert f"my-{kind}/README.md" in made.out
+        assert ", 0 failed," in checked.out
 
 
 def test_the_page_about_plugins_names_every_check() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import psutil
 import pytest
 from PIL import Image
 
@@ -26,13 +28,19 @@ from browser import Window, needs_browser, window
 from chexgenbench.home import Home
 from chexgenbench.store.cookbook import saved_queries
 from chexgenbench.store.exports import PRIVATE
+from chexgenbench.store.schema import SCHEMA_VERSION
+from chexgenbench.view import live
 from chexgenbench.view.pages import IMAGES
-from chexgenbench.view.reader import NoStore, Reader
+from chexgenbench.view.reader import Reader
+from chexgenbench.view.source import NoStore, Source
+from chexgenbench.view.sql_box import SqlBox, Stopped
 from desk import SCRIPT, Desk
 
 EVIL = '<img src=x onerror="alert(1)">'
 PROMPTS = 30
 SLOW = "select count(*) from range(100000000000) as a, range(1000) as b"
+
+STUBBORN = "SELECT length(list_sort([hash(x) for x in range(2000000)])::VARCHAR)"
 
 SHORT = """
 import sys
@@ -67,8 +75,17 @@ class Served:
         return int(re.search(r":(\d+)/", self.url)[1])  # type: ignore[index]
 
     @property
-    def base(self) -> str:
+    def origin(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def base(self) -> str:
+        """With the folder of all addresses."""
+        return self.url.partition("/?")[0]
+
+    @property
+    def root(self) -> str:
+        return self.base.removeprefix(self.origin)
 
     @property
     def token(self) -> str:
@@ -77,7 +94,13 @@ class Served:
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
     ) -> Reply:
-        """The reply, redirections not followed; names of headers have _ for -."""
+        """The reply to a path below the folder, redirections not followed; names of headers have _
+        for -."""
+        return self.ask_outside(self.root + path, method, body, **headers)
+
+    def ask_outside(
+        self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+    ) -> Reply:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.cookie:
             given.setdefault("Cookie", self.cookie)
@@ -96,7 +119,7 @@ class Served:
 
     def sql(self, statement: str, path: str = "/sql") -> Reply:
         body = json.dumps({"sql": statement}).encode()
-        return self.ask(path, "POST", body, Origin=self.base, Content_Type="application/json")
+        return self.ask(path, "POST", body, Origin=self.origin, Content_Type="application/json")
 
 
 @contextmanager
@@ -132,7 +155,10 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    """Two models on thirty prompts; the first prompt and a run's label hold markup."""
+    """Two models on thirty prompts; the first prompt and a run's label hold markup. For pictures,
+    another store, where CHEXGENBENCH_SHOTS_HOME says."""
+    if other := os.environ.get("CHEXGENBENCH_SHOTS_HOME"):
+        return Desk(Path(other), Path(other) / "cache")
     desk = Desk.new(tmp_path_factory.mktemp("lab"))
     models = ("--model", "oracle", "--model", "noise")
     scores = ("--metric", "alignment", "--metric", "fid")
@@ -158,6 +184,16 @@ def store_of(desk: Desk) -> Path:
 def rows(desk: Desk, sql: str) -> list[tuple[object, ...]]:
     with duckdb.connect(str(store_of(desk)), read_only=True) as store:
         return store.execute(sql).fetchall()
+
+
+def changed(desk: Desk, folder: Path, *statements: str) -> Path:
+    """A home with that store, in which something was done."""
+    home = folder / "home"
+    shutil.copytree(desk.home, home)
+    with duckdb.connect(str(home / "Results" / "chexgenbench.duckdb")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    return home
 
 
 def run_of(desk: Desk, model: str) -> str:
@@ -198,10 +234,10 @@ def test_a_wrong_token_opens_nothing(empty: Served, token: str) -> None:
 def test_the_token_buys_a_cookie_and_leaves_the_address(empty: Served) -> None:
     reply = empty.ask(f"/sql?saved=cost&token={empty.token}", Cookie="other=1")
     assert reply.status == 303
-    assert reply.headers["Location"] == "/sql?saved=cost"
+    assert reply.headers["Location"] == f"{empty.root}/sql?saved=cost"
     name, *rules = reply.headers["Set-Cookie"].split("; ")
     assert empty.token not in name
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(rules)
+    assert {"HttpOnly", "SameSite=Strict", f"Path={empty.root}/"} <= set(rules)
     assert empty.ask("/", Cookie=name).status == 200
 
 
@@ -220,13 +256,13 @@ def test_another_origin_is_refused(empty: Served) -> None:
     assert empty.ask("/sql", "POST", b"{}").status == 403  # and so is one that says nothing
     for site in ("cross-site", "same-site"):
         assert empty.ask("/", Sec_Fetch_Site=site).status == 403
-    assert empty.ask("/", Sec_Fetch_Site="same-origin", Origin=empty.base).status == 200
+    assert empty.ask("/", Sec_Fetch_Site="same-origin", Origin=empty.origin).status == 200
 
 
 def test_it_is_read_only_and_hardened(empty: Served) -> None:
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
         assert empty.ask("/", method).status == 405
-    assert empty.ask("/", "POST", b"", Origin=empty.base).status == 405
+    assert empty.ask("/", "POST", b"", Origin=empty.origin).status == 405
     for path in ("/", "/nothing", "/static/view.js"):
         headers = empty.ask(path).headers
         policy = headers["Content-Security-Policy"]
@@ -240,11 +276,30 @@ def test_it_is_read_only_and_hardened(empty: Served) -> None:
 
 
 def test_it_listens_on_this_machine_alone(empty: Served) -> None:
-    found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
-    others = {str(each[4][0]) for each in found} - {"127.0.0.1"}
-    for address in others:
-        with socket.socket() as probe:
-            assert probe.connect_ex((address, empty.port)) != 0 or address.startswith("127.")
+    own = psutil.Process(empty.process.pid).net_connections(kind="inet")
+    listening = [each.laddr for each in own if each.status == psutil.CONN_LISTEN]
+    assert listening == [("127.0.0.1", empty.port)]
+    others = [(socket.AF_INET, "127.0.0.2")] if sys.platform == "linux" else []
+    for family, address in [*others, (socket.AF_INET6, "::1")]:
+        with pytest.raises(OSError), socket.socket(family) as probe:
+            probe.connect((address, empty.port))
+
+
+def test_all_addresses_are_in_a_folder_that_nobody_knows(tmp_path: Path, empty: Served) -> None:
+    """The cookie is for it alone: servers at other ports would be sent one of all paths."""
+    assert re.fullmatch(r"/[0-9a-f]{16}", empty.root)
+    for path in ("/", "/sql", f"{empty.root}x/", empty.root, f"{empty.root}/../"):
+        reply = empty.ask_outside(path)
+        assert (reply.status, reply.headers["Location"]) in ((403, None), (404, None)), path
+        assert empty.root not in reply.text or path.startswith(f"{empty.root}/")
+    assert empty.ask_outside(f"/?token={empty.token}", Cookie="a=b").status == 403
+    pages = [empty.page("/"), empty.page("/live"), empty.ask("/nothing").text]
+    for page in pages:
+        links = re.findall(r'(?:href|src|action)="([^"]+)"', page)
+        assert len(links) > 5
+        assert all(link.startswith((f"{empty.root}/", "#")) for link in links)
+    with serving(tmp_path) as other:
+        assert other.root != empty.root
 
 
 @pytest.mark.parametrize(
@@ -368,6 +423,103 @@ def test_unknown_things_are_not_found(lab: Desk, served: Served) -> None:
         assert served.ask(path).status == 400
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["NULL", "'nan'", "'inf'", "'-inf'"])
+def test_a_score_that_is_no_number_has_no_place(lab: Desk, tmp_path: Path, value: str) -> None:
+    run = run_of(lab, "oracle")
+    (prompt,), (other,) = rows(lab, "SELECT DISTINCT prompt_id FROM prompts ORDER BY 1 LIMIT 2")
+    home = changed(
+        lab, tmp_path, f"UPDATE sample_scores SET value = {value} WHERE prompt_id = '{prompt}'"
+    )
+    key = "alignment/phantom-clip"
+    with serving(home) as served:
+        page = served.page(f"/runs/{run}/image", prompt=prompt)
+        assert "Scores of this image" in page
+        assert "<line" not in page
+        assert f"of {PROMPTS - 1}" not in page
+        assert "<line" in (whole := served.page(f"/runs/{run}/image", prompt=other))
+        assert f"of {PROMPTS - 1}" in whole
+        for order in ("asc", "desc"):  # it comes last either way
+            gallery = served.page(f"/runs/{run}/images", sample=key, order=order, page=1)
+            assert re.findall(r'class="name">(\w+)<', gallery)[-1] == prompt
+            query = {"a": run, "b": run_of(lab, "noise"), "sample": key, "order": order}
+            compared = served.page("/compare", **query, page=1)
+            assert re.findall(r"<b>(\w+)</b>", compared)[-1] == prompt
+
+
+@pytest.mark.slow
+def test_images_of_one_text_alone_are_compared(lab: Desk, tmp_path: Path) -> None:
+    one, two = run_of(lab, "oracle"), run_of(lab, "noise")
+    (prompt,) = rows(lab, "SELECT max(prompt_id) FROM prompts")[0]
+    twice = (
+        "INSERT INTO images BY NAME SELECT * REPLACE (image_id || '~1' AS image_id, 1 AS repeat) "
+        "FROM images"
+    )
+    text = f"UPDATE prompts SET prompt = 'b' WHERE run_id = '{two}' AND prompt_id = '{prompt}'"
+    home = changed(lab, tmp_path, twice, text)
+    store = home / "Results" / "chexgenbench.duckdb"
+    others = "The same prompt by other models"
+    with serving(home) as served:
+        page = served.page("/compare", a=one, b=two)
+        assert f"{2 * (PROMPTS - 1)} images of {PROMPTS - 1} prompts that both answered" in page
+        assert "1 prompts have another text" in page
+        shown = "".join(served.page("/compare", a=one, b=two, page=at) for at in range(3))
+        assert len(re.findall(r"<b>(\w+)</b>", shown)) == 2 * (PROMPTS - 1)
+        assert f"<b>{prompt}</b>" not in shown
+        assert others in served.page(f"/runs/{one}/image", prompt=prompt)
+        for column, said in (("split", "split other"), ("caption_type", "caption other")):
+            other = tmp_path / "other.duckdb"
+            shutil.copy(store_of(lab), other)
+            with duckdb.connect(str(other)) as connection:
+                connection.execute(f"UPDATE runs SET {column} = 'other' WHERE run_id = '{two}'")
+            other.replace(store)
+            page = served.page("/compare", a=one, b=two)
+            assert "The runs share no prompt" in page
+            assert said in page
+            assert 'class="grid two"' not in page
+            assert others not in served.page(f"/runs/{one}/image", prompt=prompt)
+
+
+@pytest.mark.slow
+def test_pairs_are_those_of_the_image(lab: Desk, tmp_path: Path) -> None:
+    """Rows of a pool may have the names of test prompts."""
+    run = run_of(lab, "oracle")
+    (prompt, image) = rows(lab, f"SELECT prompt_id, image_id FROM images WHERE run_id = '{run}'")[0]
+
+    def pair(rank: int, value: float, pool: str, image_id: str) -> str:
+        return (
+            "INSERT INTO neighbours BY NAME SELECT "
+            f"'{run}' AS run_id, 'nearest' AS plugin, '' AS encoder, 'nearest_training' AS kind, "
+            f"{rank} AS rank, {value} AS value, false AS flagged, '{image_id}' AS image_id, "
+            f"'{prompt}' AS prompt_id, {pool} AS pool, 'x' AS path, 'x' AS sha256, "
+            f"'other-{rank}' AS other_id, 'training' AS other_side, true AS other_real"
+        )
+
+    pool = "'training-2x1'"
+    home = changed(
+        lab,
+        tmp_path,
+        pair(1, 0.5, "NULL", str(image)),
+        pair(2, 0.25, pool, f"training-2x1/{prompt}"),
+        *(pair(rank, rank, pool, f"training-2x1/{rank}") for rank in range(3, IMAGES + 3)),
+    )
+    with serving(home) as served:
+        page = served.page(f"/runs/{run}/image", prompt=prompt)
+        assert "other-1," in page
+        assert "other-2," not in page
+        assert f"/runs/{run}/pairs" in served.page(f"/runs/{run}")
+
+        def others(**query: object) -> list[str]:
+            return re.findall(r"other-\d+", served.page(f"/runs/{run}/pairs", **query))
+
+        assert others() == [f"other-{rank}" for rank in range(1, IMAGES + 1)]
+        assert others(page=1) == [f"other-{IMAGES + 1}", f"other-{IMAGES + 2}"]
+        assert others(order="asc")[:2] == ["other-2", "other-1"]
+        key = "nearest/nearest_training/"
+        assert others(order="desc", kind=key)[0] == f"other-{IMAGES + 2}"
+        assert f"prompt={prompt}" in served.page(f"/runs/{run}/pairs", kind=key)
+
+
 # Images.
 
 
@@ -460,18 +612,122 @@ def test_a_credentialed_split_shows_no_patient(lab: Desk, tmp_path: Path) -> Non
         found = everything(served)
         assert not any(secret in found for secret in secrets)
         assert "--include-credentialed" in found
+        assert "<img" not in found  # not even a broken one
         assert [served.ask(each).status for each in pictures] == [404, 404]
-        # The file itself is attached by a name of its own, which no statement may hold.
-        names = re.findall(
-            r"file_[0-9a-f]+",
-            served.sql("SELECT database_name FROM duckdb_databases()").text,
-        )
-        assert names
-        assert served.sql(f"FROM {names[0]}.main.prompts").status == 400
     with serving(home, "--include-credentialed") as served:
         found = everything(served)
         assert all(secret in found for secret in secrets)
         assert [served.ask(each).status for each in pictures] == [200, 200]
+
+
+DIGGING = [
+    "FROM duckdb_databases()",
+    "FROM duckdb_views()",
+    "FROM duckdb_tables()",
+    "FROM duckdb_columns()",
+    "FROM duckdb_constraints()",
+    "FROM duckdb_settings()",
+    "FROM duckdb_secrets()",
+    "FROM duckdb_temporary_files()",
+    "FROM sqlite_master",
+    "SHOW ALL TABLES",
+    "SUMMARIZE prompts",
+    "SUMMARIZE runs",
+    "SELECT stats(prompt) FROM prompts",
+    "SELECT min(prompt), max(image_path), max(patient_id) FROM prompts",
+    "SELECT prompt::INTEGER FROM prompts",
+    "SELECT error(prompt) FROM prompts WHERE prompt IS NOT NULL",
+    "SELECT strptime(prompt, '%Y') FROM prompts",
+    "FROM query_table('prompts')",
+    "FROM query('FROM pro' || 'mpts')",
+    "FROM pragma_storage_info('prompts')",
+    "FROM pragma_table_info('prompts')",
+    "FROM table_sample('prompts')",
+    "SELECT prompt FROM prompts AT (VERSION => 1)",
+]
+"""Ways to a table other than its name, and what tells of its values."""
+
+
+@pytest.mark.slow
+def test_no_statement_reaches_what_is_left_out(lab: Desk, tmp_path: Path) -> None:
+    home = changed(lab, tmp_path, "UPDATE runs SET credentialed = true")
+    store = home / "Results" / "chexgenbench.duckdb"
+    found = rows(
+        lab,
+        "SELECT prompt, image_path, 'patient=' || patient_id FROM prompts WHERE line > 3",
+    )
+    texts = [str(each[0])[:8] for each in found] + [str(each[1]) for each in found]
+    root = str(rows(lab, "SELECT images_root FROM runs")[0][0])
+    before = store.read_bytes()
+    with serving(home) as served, serving(home, "--include-credentialed") as open_one:
+        databases = served.sql("SELECT path FROM duckdb_databases() WHERE path IS NOT NULL").text
+        files = [*re.findall(r"<td>(/.+?)</td>", databases), str(store), f"{store}.wal"]
+        names = re.findall(
+            r"<td>(\w+)</td>", served.sql("SELECT database_name FROM duckdb_databases()").text
+        )
+        assert "chexgenbench" in names
+        asked = [
+            *DIGGING,
+            *(f"FROM {name}.main.prompts" for name in names),
+            *(f"SUMMARIZE {name}.main.prompts" for name in names),
+            *(
+                f"SELECT * FROM query('SELECT prompt FROM {name}.'||'main.prompts')"
+                for name in names
+            ),
+            *(f"FROM query_table('{name}.main.prompts')" for name in names),
+            *(f"FROM pragma_storage_info('{name}.main.prompts')" for name in names),
+            *(f"SELECT decode(content) FROM read_blob('{file}')" for file in files),
+            *(f"SELECT content::VARCHAR FROM read_blob('{file}')" for file in files),
+            *(f"FROM read_text('{file}')" for file in files),
+            *(f"FROM read_duckdb('{file}', table_name='prompts')" for file in files),
+        ]
+        told = 0
+        for sql in asked:
+            replies = served.sql(sql), served.sql(sql, "/sql.csv")
+            for reply in replies:
+                assert reply.status in (200, 400)
+                assert not any(text in reply.text for text in [*texts, root]), sql
+            told += any(text in open_one.sql(sql).text for text in texts)
+        assert told >= 8  # the same questions tell, where they may
+    assert store.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_no_copy_stays_behind(lab: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a credentialed store the explorer opens a copy, without what is left out."""
+    home = changed(lab, tmp_path, "UPDATE runs SET credentialed = true")
+    own = tmp_path / "temporary"
+    own.mkdir()
+    monkeypatch.setenv("TMPDIR", str(own))
+    secret = str(rows(lab, "SELECT max(image_path) FROM prompts")[0][0]).encode()
+    with serving(home) as served:
+        assert served.page("/")
+        (copy,) = own.rglob("*.duckdb")
+        assert copy.parent.stat().st_mode & 0o077 == 0
+        assert secret in (home / "Results" / "chexgenbench.duckdb").read_bytes()
+        assert secret not in copy.read_bytes()
+        served.process.send_signal(signal.SIGINT)
+        served.process.wait(timeout=60)
+    assert list(own.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_older_store_is_shown_and_left_alone(lab: Desk, tmp_path: Path) -> None:
+    home = changed(
+        lab,
+        tmp_path,
+        f"DELETE FROM schema_info WHERE version = {SCHEMA_VERSION}",
+        "DROP TABLE neighbours",
+        "ALTER TABLE runs DROP COLUMN pools",
+    )
+    store = home / "Results" / "chexgenbench.duckdb"
+    before, files = store.read_bytes(), sorted(store.parent.iterdir())
+    with serving(home) as served:
+        assert "oracle" in served.page("/")
+        assert served.page(f"/runs/{run_of(lab, 'oracle')}")
+        assert served.sql("FROM neighbours").status == 200
+    assert store.read_bytes() == before
+    assert sorted(store.parent.iterdir()) == files
 
 
 def test_every_private_column_is_hidden() -> None:
@@ -580,9 +836,101 @@ def test_a_slow_question_is_ended(lab: Desk) -> None:
         reply = served.sql(SLOW)
         assert reply.status == 400
         assert "ended after 1 s" in reply.text
-        greedy = served.sql("SELECT array_agg(i) FROM range(1000000000) AS t(i)")
-        assert greedy.status == 400
         assert served.sql("SELECT 41 + 1").text.count("42") == 1
+
+
+@pytest.mark.slow
+def test_a_question_is_held_to_its_memory(served: Served) -> None:
+    greedy = served.sql("SELECT array_agg(i) FROM range(1000000000) AS t(i)")
+    assert greedy.status == 400
+    assert "Out of Memory" in greedy.text
+    assert served.sql("SELECT 41 + 1").text.count("42") == 1
+
+
+@pytest.mark.slow
+def test_a_reply_does_not_wait_for_what_is_not_interrupted(lab: Desk) -> None:
+    """One call of a function over a long list: DuckDB looks up between rows alone."""
+    reader = Reader(Source(Home(lab.home)), plain=True)
+    with reader.session() as session:  # nor is a list made while the question is planned
+        assert '"range"(' in str(session.rows("EXPLAIN SELECT range(3)"))
+    box = SqlBox(reader, seconds=0.2)
+
+    async def here() -> bool:
+        return False
+
+    with pytest.raises(Stopped, match="ended after"):
+        asyncio.run(box.table(STUBBORN, here))
+    assert box.at_work
+    wait_for(lambda: not box.at_work, "it never ends")
+
+
+@pytest.mark.slow
+def test_cells_and_answers_are_limited(served: Served) -> None:
+    long = served.sql("SELECT repeat('x', 30000) AS a, range(50000) AS b").text
+    assert f">{'x' * 2000}...<" in long
+    assert len(long) < 6_000
+    wide = ", ".join(f"repeat('x', 2000) AS c{at}" for at in range(20))
+    assert "longer than 20 MB" in served.sql(f"SELECT {wide} FROM range(1000)").text
+    assert "longer than 200 MB" in served.sql(f"SELECT {wide} FROM range(6000)", "/sql.csv").text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("TIMESTAMPTZ '2020-02-03 04:05:06+00'", r"2020-02-0\d \d\d:\d\d:06[+-]\d\d(:\d\d)?"),
+        ("DATE 'infinity'", "infinity"),
+        ("TIMESTAMP '-infinity'", "-infinity"),
+        ("DATE '0044-03-15 (BC)'", r"0044-03-15 \(BC\)"),
+        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
+        ("TIME '24:00:00'", "24:00:00"),
+        ("TIMETZ '12:00:00+02'", r"12:00:00\+02"),
+        ("INTERVAL 3 MONTHS", "3 months"),
+        ("'101'::BIT", "101"),
+        ("12345678901234567890123::BIGNUM", "12345678901234567890123"),
+        ("uuid()", "[0-9a-f-]{36}"),
+        ("1.50::DECIMAL(9, 2)", "1.50"),
+        ("'nan'::DOUBLE", "nan"),
+        ("[DATE 'infinity']", r"\[infinity\]|\[\"\"infinity\"\"\]"),
+        ("{'a': 1}", r"\{&#39;a&#39;: 1\}|\{\"\"a\"\":1\}"),
+    ],
+)
+def test_values_of_every_type_are_shown(served: Served, value: str, cell: str) -> None:
+    sql = f"SELECT {value} AS a, {value} AS a ORDER BY 1; -- twice"
+    page = served.sql(sql)
+    assert page.status == 200, page.text
+    assert len(re.findall(f"<td[^>]*>({cell})</td>", page.text)) == 2
+    csv = served.sql(sql, "/sql.csv")
+    assert csv.status == 200, csv.text
+    head, line = csv.text.splitlines()
+    assert head == "a,a"
+    assert re.fullmatch(f'"?({cell})"?,"?({cell})"?', line)
+
+
+@pytest.mark.slow
+def test_questions_are_never_logged(lab: Desk) -> None:
+    """They may quote a report."""
+    asked = [
+        "SELECT now() AS sesame",
+        "SELECT 'sesame'::INTEGER",
+        "SELECT sesame",
+        "SELEC 'sesame'",
+        "SELECT error('sesame')",
+        "SELECT error('sesame') FROM range(5000)",
+        "SELECT 'sesame \ud800'",
+        "SELECT 'sesame \x00'",
+        f"{SLOW} -- sesame",
+    ]
+    with serving(lab.home, code=SHORT) as served:
+        for sql in asked:
+            for path in ("/sql", "/sql.csv"):
+                assert served.sql(sql, path).status in (200, 400), sql
+        line = served.sql("SELECT 1,\n 'x'::INTEGER FROM runs").text
+        assert "LINE 2: " in line
+        served.process.terminate()
+        out, err = served.process.communicate(timeout=60)
+    assert "sesame" not in out + err
+    assert "Traceback" not in out + err
 
 
 @pytest.mark.slow
@@ -590,8 +938,9 @@ def test_a_question_that_nobody_waits_for_is_ended(lab: Desk, served: Served) ->
     """Two may be at work: were the abandoned ones to go on, a third would be refused."""
     body = json.dumps({"sql": SLOW}).encode()
     head = (
-        f"POST /sql HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nCookie: {served.cookie}\r\n"
-        f"Origin: {served.base}\r\nContent-Type: application/json\r\n"
+        f"POST {served.root}/sql HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
+        f"Cookie: {served.cookie}\r\n"
+        f"Origin: {served.origin}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     waiting = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(2)]
@@ -604,18 +953,47 @@ def test_a_question_that_nobody_waits_for_is_ended(lab: Desk, served: Served) ->
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_whatever_it_does(lab: Desk) -> None:
+@pytest.mark.parametrize("sql", [SLOW, STUBBORN])
+def test_ctrl_c_ends_it_whatever_it_does(lab: Desk, sql: str) -> None:
     with serving(lab.home) as served:
-        body = json.dumps({"sql": SLOW})
+        body = json.dumps({"sql": sql})
         connection = http.client.HTTPConnection("127.0.0.1", served.port)
-        own = {"Cookie": served.cookie, "Origin": served.base, "Content-Type": "application/json"}
-        connection.request("POST", "/sql", body, own)
+        own = {"Cookie": served.cookie, "Origin": served.origin}
+        own["Content-Type"] = "application/json"
+        connection.request("POST", f"{served.root}/sql", body, own)
         wait_for(lambda: served.ask("/live").status == 200, "no answer")
         served.process.send_signal(signal.SIGINT)
         _, errors = served.process.communicate(timeout=60)
         assert served.process.returncode == 0
         assert "Stopped." in errors
         assert "Traceback" not in errors
+
+
+def test_a_browser_of_the_terminal_is_not_started(tmp_path: Path) -> None:
+    """It would take the terminal that the explorer is ended from."""
+    for name in ("www-browser", "links", "elinks", "lynx", "w3m"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    code = "from chexgenbench.cli.view import browser_in_a_window as b; print(b() is not None)"
+
+    def opened(**more: str) -> str:
+        lacking = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+        kept = {name: value for name, value in os.environ.items() if name not in lacking}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env=kept | {"PATH": str(tmp_path)} | more, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert opened() == "False"
+    assert opened(DISPLAY=":0") == "False"
+    if sys.platform == "linux":
+        (tmp_path / "firefox").write_text("#!/bin/sh\n")
+        (tmp_path / "firefox").chmod(0o755)
+        assert opened() == "False"
+        assert opened(DISPLAY=":0") == "True"
+        assert opened(WAYLAND_DISPLAY="wayland-0") == "True"
 
 
 # A store that changes, and work that goes on.
@@ -698,10 +1076,43 @@ def test_a_killed_run_is_told_from_one_at_work(tmp_path: Path) -> None:
         assert "stopped" in served.page("/live")
 
 
+def test_ended_runs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands, and every page looks."""
+    read: list[Path] = []
+    whole = live._json
+
+    def noted(path: Path) -> dict[str, object] | None:
+        read.append(path)
+        return whole(path)
+
+    monkeypatch.setattr(live, "_json", noted)
+
+    def write(run: str, **record: object) -> Path:
+        path = tmp_path / "runs" / run / "run.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"run_id": run} | record))
+        return path
+
+    old = time.time() - 3600
+    for at in range(5):
+        os.utime(write(f"ended-{at}", status="finished"), (old, old))
+    foreign = write("foreign", status="running", pools=["a"], model=1, generation_id=[])
+    odd = write("odd", status="running", pools={"a": "b"})
+    progress = live.Progress(Home(tmp_path))
+    assert {work.run for work in progress.look()} == {"foreign", "odd"}
+    assert len(read) == 7
+    read.clear()
+    progress.look()
+    assert set(read) == {foreign, odd}
+    again = write("ended-3", status="running")  # the same command goes on
+    assert "ended-3" in {work.run for work in progress.look()}
+    assert again in read
+
+
 @pytest.mark.slow
 def test_readers_see_the_newest_store(lab: Desk, tmp_path: Path) -> None:
     home = Home(tmp_path)
-    reader = Reader(home)
+    reader = Reader(Source(home))
     with pytest.raises(NoStore), reader.session():
         pass
     home.results.mkdir()
@@ -730,26 +1141,27 @@ def opened(served: Served, size: str = "desktop", *, dark: bool = False) -> Iter
         yield found
 
 
+SHOWN = {
+    ("runs", "desktop"),
+    ("run", "phone"),
+    ("image", "desktop-dark"),
+    ("compare", "desktop"),
+}
+"""Pictures of docs/view.md; made anew by `pytest tests/test_view.py -k accessible` where
+CHEXGENBENCH_SHOTS is docs/images and CHEXGENBENCH_SHOTS_HOME another store."""
+
+
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "dark"), [("desktop", False), ("desktop", True), ("phone", False), ("phone", True)]
 )
 def test_every_page_is_accessible(lab: Desk, served: Served, size: str, dark: bool) -> None:
-    one, two = run_of(lab, "oracle"), run_of(lab, "noise")
+    (one,), (two,), *_ = rows(lab, "SELECT run_id FROM runs ORDER BY n_flagged DESC, model DESC")
     prompt = rows(lab, "SELECT max(prompt_id) FROM prompts")[0][0]
-    pages = [
-        "/",
-        f"/runs/{one}",
-        f"/runs/{one}/images?sample=alignment/phantom-clip",
-        f"/runs/{one}/image?prompt={prompt}",
-        f"/compare?a={one}&b={two}",
-        "/compare",
-        "/sql",
-        "/live",
-    ]
+    kind = f"{size}-dark" if dark else size
     with opened(served, size, dark=dark) as found:
-        for path in pages:
+        for name, path in visited(one, two, prompt).items():
             found.page.goto(served.base + path)
             found.page.wait_for_load_state("networkidle")
             assert found.faults() == [], path
@@ -757,8 +1169,24 @@ def test_every_page_is_accessible(lab: Desk, served: Served, size: str, dark: bo
             assert not found.page.evaluate(width), f"{path} is wider than the screen"
             broken = "[...document.images].filter((i) => i.complete && !i.naturalWidth).length"
             assert found.page.evaluate(broken) == 0, path
+            found.shoot(f"view-{name}-{kind}", shown=(name, kind) in SHOWN)
         assert found.errors == []
         assert all(each.startswith(served.base) for each in found.requests)
+
+
+def visited(one: object, two: object, prompt: object) -> dict[str, str]:
+    """The pages of two runs and a prompt."""
+    return {
+        "runs": "/",
+        "run": f"/runs/{one}",
+        "images": f"/runs/{one}/images?sample=alignment/phantom-clip",
+        "image": f"/runs/{one}/image?prompt={prompt}",
+        "compare": f"/compare?a={one}&b={two}",
+        "choose": "/compare",
+        "sql": "/sql",
+        "live": "/live",
+        "pairs": f"/runs/{one}/pairs",
+    }
 
 
 @needs_browser
@@ -783,6 +1211,7 @@ def test_the_sql_box_completes_and_answers(served: Served) -> None:
         page.wait_for_selector("#answer table")
         assert "oracle" in page.locator("#answer").inner_text()
         assert page.locator("#answer tbody tr").count() == 2
+        found.shoot("view-sql-desktop", shown=True)
         with page.expect_download() as download:
             page.get_by_role("button", name="CSV").click()
         assert Path(download.value.path()).read_text().startswith("model,value\n")
@@ -800,6 +1229,19 @@ def test_the_sql_box_completes_and_answers(served: Served) -> None:
         page.get_by_text("Cancelled").wait_for()
         # A refusal is a reply of 400, which browsers note in the console.
         assert [each for each in found.errors if "400" not in each] == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_progress_goes_on_after_a_failed_look(served: Served) -> None:
+    with opened(served) as found:
+        found.page.route("**/live.json", lambda route: route.abort())
+        found.page.goto(f"{served.base}/live")
+        said = found.page.get_by_text("The explorer does not answer")
+        said.wait_for()
+        assert found.faults() == []
+        found.page.unroute("**/live.json")
+        said.wait_for(state="detached")
 
 
 @needs_browser

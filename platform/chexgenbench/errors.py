@@ -6,6 +6,9 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+PLUGIN_FAULTS = (Exception, SystemExit)
+"""What a plugin's code may raise; a ``sys.exit(0)`` in it must not pass for a success."""
+
 
 class ChexGenBenchError(Exception):
     """Something failed while it ran; the command ends with exit code 1.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from chexgenbench.errors import UserError
+
 
 @dataclass(frozen=True)
 class Home:
@@ -23,7 +25,7 @@ class Home:
     def find(cls, root: Path | None = None) -> Home:
         """The home the user named, else CHEXGENBENCH_HOME, else the current folder."""
         chosen = root or Path(os.environ.get("CHEXGENBENCH_HOME") or ".")
-        return cls(chosen.expanduser().resolve())
+        return cls(real_path(chosen))
 
     @property
     def results(self) -> Path:
@@ -46,10 +48,17 @@ class Home:
         """CHEXGENBENCH_CACHE, or the user's cache folder."""
         named = os.environ.get("CHEXGENBENCH_CACHE")
         if named:
-            return Path(named).expanduser().resolve()
+            return real_path(Path(named))
         import platformdirs
 
         return Path(platformdirs.user_cache_dir("chexgenbench", appauthor=False))
+
+    @staticmethod
+    def user_folder() -> Path:
+        """The user's own folder of suites and, in ``plugins``, of plugins."""
+        import platformdirs
+
+        return Path(platformdirs.user_config_dir("chexgenbench", appauthor=False))
 
     @property
     def features(self) -> Path:
@@ -68,6 +77,18 @@ class Home:
             return str(path.resolve().relative_to(Path.cwd()))
         except ValueError:
             return str(path)
+
+
+def real_path(path: Path) -> Path:
+    """The place that a user named: absolute, ``~`` and links followed.
+
+    Raises:
+        UserError: there is no such user, or a link leads to itself.
+    """
+    try:
+        return path.expanduser().resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{path} names no place: {error}.") from error
 
 
 def interpreter(cache: Path, environment: str | None) -> Path | None:

@@ -42,6 +42,8 @@ def chexgenbench_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
             width: int = Field(8, ge=1, description="Width of a stripe in pixels.")
 
         class Stripes(Model):
+            "Stripes under noise; the prompt is ignored."
+
             def generate(self, requests):
                 for request in requests:
                     random = np.random.default_rng(request.seed)
@@ -53,7 +55,7 @@ def chexgenbench_models() -> Iterable[ModelSpec]:  # type: ignore[empty-body]
         def chexgenbench_models():
             yield ModelSpec(
                 name="stripes", summary="Vertical stripes", load=Stripes,
-                parameters=StripeParameters, image_size=128,
+                parameters=StripeParameters, image_size=128, licence="Apache-2.0",
             )
     """
 
@@ -69,6 +71,8 @@ def chexgenbench_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-body
         from chexgenbench import Encoder, EncoderSpec, hookimpl
 
         class Thumbnail(Encoder):
+            "The grey levels of an 8 x 8 thumbnail."
+
             def preprocess(self, image):
                 import torch
 
@@ -83,6 +87,7 @@ def chexgenbench_encoders() -> Iterable[EncoderSpec]:  # type: ignore[empty-body
             yield EncoderSpec(
                 name="thumbnail", summary="64 grey levels", load=Thumbnail,
                 outputs={"features": 64}, preprocessing="grey, 8 x 8 bicubic with antialiasing",
+                licence="Apache-2.0",
             )
     """
 
@@ -100,17 +105,22 @@ def chexgenbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
         from chexgenbench.statistics import Estimate
 
         class MeanGap(SetMetric):
+            "Euclidean distance of the mean features of the two sides."
+
             def score(self, real, fake):
-                if len(fake) < 2:
-                    raise NotApplicable("needs at least 2 images")
-                gap = np.linalg.norm(real.features.mean(0) - fake.features.mean(0))
+                if min(len(real), len(fake)) < 2:
+                    raise NotApplicable("needs at least 2 images a side")
+                # In float64: sums of many float32 values would depend on the order of the rows.
+                means = [side.features.mean(0, dtype=np.float64) for side in (real, fake)]
+                gap = np.linalg.norm(means[0] - means[1])
                 return {"mean_gap": Estimate(float(gap), reason="no interval was derived")}
 
         @hookimpl
         def chexgenbench_metrics():
             yield MetricSpec(
                 name="mean-gap", summary="Distance of the feature means", load=MeanGap,
-                metric="set", scores=(ScoreSpec(name="mean_gap", higher_is_better=False),),
+                metric="set", licence="Apache-2.0",
+                scores=(ScoreSpec(name="mean_gap", higher_is_better=False, lowest=0.0),),
             )
 
     A task metric trains or runs something. It says which sets of images it needs (`ImageNeed`:
@@ -126,6 +136,8 @@ def chexgenbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
         from chexgenbench.statistics import mean_estimate
 
         class Novelty(TaskMetric):
+            "Mean distance of an image to the nearest one of 500 training images."
+
             @classmethod
             def needs(cls, parameters):
                 return {
@@ -146,7 +158,8 @@ def chexgenbench_metrics() -> Iterable[MetricSpec]:  # type: ignore[empty-body]
         def chexgenbench_metrics():
             yield MetricSpec(
                 name="novelty", summary="Distance to the nearest training image", load=Novelty,
-                metric="task", scores=(ScoreSpec(name="novelty", higher_is_better=True),),
+                metric="task", licence="Apache-2.0",
+                scores=(ScoreSpec(name="novelty", higher_is_better=True, lowest=0.0),),
             )
     """
 
@@ -157,11 +170,15 @@ def chexgenbench_splits() -> Iterable[SplitSpec]:  # type: ignore[empty-body]
 
     A whole plugin::
 
-        from chexgenbench import Split, SplitSource, SplitSpec, hookimpl
+        from chexgenbench import Split, SplitSource, SplitSpec, UserError, hookimpl
 
         class Clinic(Split):
+            "Radiographs of our clinic, in the folder clinic/ of the project."
+
             def source(self):
                 folder = self.context.home / "clinic"
+                if not (folder / "test.csv").is_file():
+                    raise UserError(f"{folder} holds no test.csv.", hint="Ask the archive for it.")
                 return SplitSource(
                     test=folder / "test.csv", images_root=folder / "images",
                     columns={"prompt": "caption", "patient": "subject"},
@@ -169,7 +186,10 @@ def chexgenbench_splits() -> Iterable[SplitSpec]:  # type: ignore[empty-body]
 
         @hookimpl
         def chexgenbench_splits():
-            yield SplitSpec(name="clinic", summary="Our clinic", load=Clinic, credentialed=True)
+            yield SplitSpec(
+                name="clinic", summary="Our clinic", load=Clinic, credentialed=True,
+                licence="an agreement with the clinic",
+            )
     """
 
 
@@ -186,6 +206,8 @@ def chexgenbench_judges() -> Iterable[JudgeSpec]:  # type: ignore[empty-body]
         from chexgenbench.images import read_image
 
         class Contrast(Judge):
+            "High quality where the standard deviation of the grey levels is above 40."
+
             def judge(self, requests):
                 for request in requests:
                     grey = np.asarray(read_image(request.path).convert("L"), np.float64)
@@ -193,5 +215,8 @@ def chexgenbench_judges() -> Iterable[JudgeSpec]:  # type: ignore[empty-body]
 
         @hookimpl
         def chexgenbench_judges():
-            yield JudgeSpec(name="contrast", summary="Grey levels far apart", load=Contrast)
+            yield JudgeSpec(
+                name="contrast", summary="Grey levels far apart", load=Contrast,
+                licence="Apache-2.0",
+            )
     """

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from chexgenbench.errors import UserError
+from chexgenbench.files import sha256_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,7 @@ SMALLEST = 16
 LARGEST_PIXELS = 100_000_000
 """Far above any radiograph (about 4,000 x 5,000); a file that claims more is not decoded."""
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB = 0, 2
 """PNG's numbers of the two colour types that models' images have."""
@@ -37,20 +39,30 @@ class BadImage(UserError):
     """An image file that cannot be used: which one, why, and what to do."""
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, *, content: str = "") -> Image.Image:
     """The image in `path`, decoded as a whole, 8 bits, mode L or RGB, turned upright by its EXIF.
 
     Nothing is guessed: 16 bits have no agreed window, CMYK no agreed profile, transparency no
     agreed background, so each is refused with what to do.
 
+    Args:
+        content: the SHA-256 that the file must have; another key, or none, is not compared.
+
     Raises:
-        BadImage: missing, empty, truncated, not an image, or not of the kind above.
+        BadImage: missing, empty, truncated, not an image, not of the kind above, or with other
+            content.
     """
     try:
         if not path.is_file():
             raise BadImage(f"{path} is missing." if not path.exists() else f"{path} is no file.")
         if path.stat().st_size == 0:
             raise BadImage(f"{path} is empty (0 bytes).")
+        if _SHA256.fullmatch(content) and sha256_file(path) != content:
+            raise BadImage(
+                f"{path} is damaged: its content is not what it was.",
+                hint="`chexgenbench verify` names all that is damaged, `chexgenbench repair` makes "
+                "generated images again.",
+            )
         return _decode(path, path, _FORMATS, LARGEST_PIXELS)
     except OSError as error:
         raise BadImage(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -130,6 +142,7 @@ def _decode(
 ) -> Image.Image:
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF, which is no pixel
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats) as image:
                 _check_header(path, image, largest)

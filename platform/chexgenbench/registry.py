@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,13 @@ import pluggy
 import pydantic
 
 from chexgenbench import hookspecs
-from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault, unknown_name
+from chexgenbench.errors import (
+    PLUGIN_FAULTS,
+    ChexGenBenchError,
+    UserError,
+    is_disk_fault,
+    unknown_name,
+)
 from chexgenbench.types import (
     Context,
     Encoder,
@@ -142,7 +148,7 @@ class Plugin(Generic[S]):
         module_name, _, attribute = target.partition(":")
         try:
             return getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:
+        except PLUGIN_FAULTS as error:
             raise ChexGenBenchError(
                 f"The {self.spec.kind} {self.spec.name!r} ({self.source}) cannot be loaded from "
                 f"{target!r}: {type(error).__name__}: {error}."
@@ -209,7 +215,7 @@ class Plugin(Generic[S]):
             return function()
         except ChexGenBenchError:
             raise
-        except Exception as error:
+        except PLUGIN_FAULTS as error:
             if is_disk_fault(error):
                 raise
             raise ChexGenBenchError(
@@ -410,6 +416,12 @@ def load_registry(
     Raises:
         UserError: two plugins of one kind share a name (both are named).
     """
+    # What a plugin prints while it is imported is no part of an answer such as that of --json.
+    with redirect_stdout(sys.stderr):
+        return _load_registry(files, folder, home)
+
+
+def _load_registry(files: Sequence[Path], folder: Path | None, home: Path) -> Registry:
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
     problems: list[Problem] = []
@@ -486,7 +498,7 @@ def _register(
 ) -> None:
     try:
         manager.register(load(), name=source)
-    except Exception as error:
+    except PLUGIN_FAULTS as error:
         problems.append(Problem(source, f"{type(error).__name__}: {error}"))
 
 
@@ -504,7 +516,7 @@ def _call(
                 fault = _fault(spec, wanted)
                 if fault:
                     raise TypeError(fault)
-        except Exception as error:
+        except PLUGIN_FAULTS as error:
             problems.append(
                 Problem(source, f"chexgenbench_{kind}: {type(error).__name__}: {error}")
             )
@@ -516,7 +528,12 @@ def _call(
 def _fault(spec: object, wanted: type[Spec]) -> str | None:
     if not isinstance(spec, wanted):
         return f"yielded a {type(spec).__name__}, not a {wanted.__name__}"
-    if not isinstance(spec.name, str) or not spec.name or set(spec.name) & set("/\\@:=\0 \n"):
+    if (
+        not isinstance(spec.name, str)
+        or not spec.name.isprintable()
+        or not spec.name
+        or set(spec.name) & set("/\\@:= ")
+    ):
         return f"{spec.name!r} is not a plugin name"
     if not (inspect.isclass(spec.parameters) and issubclass(spec.parameters, Parameters)):
         return f"parameters of {spec.name!r} is not a subclass of chexgenbench.Parameters"

@@ -6,9 +6,10 @@ to list. The class named by ``load`` is imported only when the plugin is used.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex
 
@@ -549,6 +550,8 @@ class Task:
         added."""
         folder = self.folder / digest(list(facts))[:24]
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            os.utime(folder)  # what was used last is pruned last
         return folder
 
 

@@ -153,12 +153,30 @@ def _checked(path: Path, read: Callable[[], list[dict[str, Any]]]) -> list[dict[
     import pyarrow as pa
 
     try:
-        return read()
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        rows = read()
+        for row in rows:
+            _check(row)
+        return rows
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read as an exported dataset: {type(error).__name__}.",
             hint="Export it again.",
         ) from error
+
+
+def _check(row: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where a cell is not of its column's kind; JSON does not keep to any."""
+    texts = ("file_name", "prompt_id", "sha256", "prompt")
+    repeat = row["repeat"]
+    if (
+        not all(isinstance(row[name], str) for name in texts)
+        or not isinstance(repeat, int)
+        or repeat < 0
+        or not all(row[name] in (None, 0, 1, -1) for name in FINDINGS)
+    ):
+        raise ValueError("a cell of another kind")
+    for name in texts:
+        row[name].encode("utf-8")  # JSON may hold half of a pair of surrogates
 
 
 def _annotation(row: dict[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ OTHER = "other"
 
 _HEART = "heart/cardiac/cardiopericardial"
 _NORMAL = "normal/unremarkable/normally"
-_LARGE = "enlarged/enlargement/increased/prominent/large"
+_LARGE = "enlarged/enlargement/increased/prominent/prominence/generous/large"
 _MEDIASTINUM = "mediastinum/mediastinal/cardiomediastinal/cardiomediastinum/cardio"
 _OUTLINE = "silhouette/silhouettes/contour/contours/size/shadow/outline"
 
@@ -32,8 +32,11 @@ NAMED: Mapping[str, tuple[str, ...]] = {
     "Cardiomegaly": (
         "cardiomegal*",
         f"{_HEART} ~ enlarged/enlargement/large",
+        f"{_HEART} ~ increased in size",
+        f"{_HEART} is/appears/remains/looks ~ prominent/generous",
+        "cardiothoracic ratio ~ enlarged/increased/elevated",
         f"{_HEART} {_OUTLINE} ~ {_LARGE}",
-        f"enlarged/enlargement/large/increased/prominent of? the? {_HEART} {_OUTLINE}?",
+        f"{_LARGE} of? the? {_HEART} {_OUTLINE}?",
         "borderline heart/cardiac size",
         f"{_HEART} ~ borderline",
     ),
@@ -82,7 +85,11 @@ NAMED: Mapping[str, tuple[str, ...]] = {
         "infiltrat*",
         "airspace/alveolar disease/process/filling/changes",
         "air space disease/process/filling/changes",
-        "increased/hazy/patchy/focal/vague/asymmetric/parenchymal/pulmonary/lung density/densities",
+        "density/densities",
+        "haziness",
+        "ground glass",
+        "shadowing",
+        "stranding",
         "increased/prominent/coarse/accentuated interstitial/bronchovascular/lung? markings",
         "interstitial/bronchovascular/lung markings ~ increased/prominent/coarse/coarsened",
         "interstitial thickening/prominence/pattern/change/changes/disease",
@@ -137,7 +144,7 @@ NAMED: Mapping[str, tuple[str, ...]] = {
         "port tip",
         "picc line",
         "central/venous/jugular/subclavian/arterial/support/dialysis venous? line/lines",
-        "lines and tubes",
+        "lines and? tubes",
         "tube/tubes",
         "tracheostomy",
         "cannula*",
@@ -154,10 +161,14 @@ NAMED: Mapping[str, tuple[str, ...]] = {
         "surgical/vascular/mediastinal/hilar/skin clip/clips",
         "vagal/vagus nerve/nerves stimulator",
         "stimulator*",
-        "medical/implanted/support/assist/monitoring/closure/loop/recorder device/devices/recorder",
+        "device/devices",
+        "implanted/loop recorder",
         "support equipment/apparatus",
     ),
     OTHER: (
+        "soft tissue density/densities",
+        "radiopaque/curvilinear/tubular/circular/pleural/metallic density/densities",
+        "pleural based density/densities",
         "emphysem*",
         "copd",
         "obstructive pulmonary/lung disease",
@@ -260,6 +271,13 @@ NO_MENTION: tuple[str, ...] = (
     "test tube",
     "infiltrative/infiltrating",
     "vertebral collapse",
+    "bone/bony/osseous/mineral/breast/metallic/metal/fat/fluid/contrast/barium density/densities",
+    "calcific/calcified/calcium density/densities",
+    "normal/decreased/reduced density/densities",
+    "soft tissue density/densities",
+    "radiopaque/curvilinear/tubular/circular/pleural density/densities",
+    "pleural based density/densities",
+    "density/densities of the? bone/bones/breast/breasts",
     "heart/cardiac rate/rhythm/surgery/catheterization",
     "heart disease",
     "congenital heart",
@@ -269,28 +287,43 @@ NO_MENTION: tuple[str, ...] = (
 """Phrases with the words of a finding that name none."""
 
 NEGATED_BEFORE: tuple[str, ...] = (
-    "no", "non", "without", "absent", "absence of", "negative for", "free of", "free from",
+    "no", "no-longer", "without", "absent", "absence of", "negative for", "free of", "free from",
     "clear of", "clear from", "clear without", "neither", "nor", "never", "denies",
     "lack/lacks of?",
-    "fails/failed/failure to show/demonstrate/reveal",
-    "resolution of", "resolved", "clearance of", "clearing of", "removal of", "removed",
-    "rather than", "instead of",
+    "fails/failed/failure to show/demonstrate/reveal", "rules out", "excludes",
+    "resolution of", "resolved", "clearance of", "clearing of", "disappearance of",
+    "removal of", "removed", "rather than", "instead of",
 )  # fmt: skip
 """What denies the findings that follow."""
 
-NOT_BEFORE: tuple[str, ...] = ("not", "isn't", "aren't", "doesn't", "cannot see", "can't see")
+NOT_BEFORE: tuple[str, ...] = ("not", "cannot see")
 """The same for the next few words alone."""
 
+NEXT_BEFORE: tuple[str, ...] = ("non",)
+"""The same for the next word alone: a non-displaced fracture is one."""
+
+_GONE = "resolved/cleared/disappeared/removed/discontinued"
+_SEEN = (
+    "seen/identified/present/visualized/visualised/visible/demonstrated/evident/appreciated/noted/"
+    "detected/observed/apparent/shown/found"
+)
+_GOING = "resolution/clearing/clearance/disappearance/removal"
+
 NEGATED_AFTER: tuple[str, ...] = (
-    "not ~ seen/identified/present/visualized/visualised/visible/demonstrated/evident/appreciated",
-    "not ~ noted/detected/observed/apparent/shown/found/suspected",
-    "no longer ~ seen/identified/present/visualized/visualised/visible/demonstrated/evident",
-    "no longer ~ appreciated/noted/detected/apparent",
+    f"not/no-longer ~ {_SEEN}",
+    f"cannot be {_SEEN}",
+    "not ~ suspected",
+    "does/do/did not persist/exist",
+    "does/do/did not appear on/in/.",
     "is/are/was/were absent/excluded/negative",
-    "has/have/had been? completely/fully? resolved/cleared/disappeared/removed",
-    "been/was/were completely/fully/subsequently? resolved/cleared/removed/excluded",
+    f"has/have/had been? completely/fully? {_GONE}",
+    f"been/was/were completely/fully/subsequently? {_GONE}",
+    "been/was/were completely/fully/subsequently? excluded",
     "ruled out",
     "resolved/removed",
+    "none/nil/absent/negative/no ./,",
+    f"none {_SEEN}",
+    "no evidence/sign/signs .",
 )
 """What denies the findings before it."""
 
@@ -298,24 +331,49 @@ NEUTRAL: tuple[str, ...] = (
     "no/without significant/interval/appreciable/substantial/definite? interval? change/changes",
     "no/without significant/interval/further/appreciable? increase/decrease/worsening/progression",
     "no/without significant/interval/further/appreciable? improvement/enlargement in/of",
+    "no/not larger/smaller/greater/better/worse/different",
     "no/without doubt",
     "not only",
-    "not significantly/appreciably/substantially? changed/changing",
-    "partial/incomplete/near/some/continued complete? resolution/clearing of?",
-    "partially/incompletely/nearly completely? resolved",
+    "not significantly/appreciably/substantially? changed/changing/improved/increased/decreased",
+    # What is not gone is there.
+    f"no/not/without evidence/sign/signs? of/for? complete/significant? interval? {_GOING} of?",
+    f"no/without significant/complete/full/definite? interval? {_GOING} of?",
+    f"no/not evidence/indication/sign/proof that ~ {_GONE}",
+    f"lack/absence/failure of/in complete/full/significant? interval? {_GOING} of?",
+    f"not/never/non yet? been? yet? fully/completely/entirely? {_GONE}",
+    f"neither ~ {_GONE}",
+    f"yet to be fully/completely/entirely? {_GONE}",
+    "not/never free/clear/negative/without of/from/for?",
+    # Nor is what is only partly gone.
+    "partial/incomplete/near/some/continued/slight/mild/minimal/early/gradual/ongoing/further "
+    f"complete/total? interval? {_GOING} of?",
+    "partially/partly/incompletely/nearly/almost/largely/mostly completely/entirely/totally? "
+    f"{_GONE}",
     "not well/fully/completely/clearly/adequately/optimally",
 )
 """Phrases with the words of a denial that deny nothing."""
 
+ELSEWHERE: tuple[str, ...] = (
+    f"not ~ {_SEEN} on/in/at the? prior/previous/previously/earlier/old/last/comparison",
+    f"not ~ {_SEEN} previously/before/earlier",
+    "not previously/before",
+)
+"""What says that a finding was not there before: it denies nothing."""
+
+_SURELY = "completely/entirely/fully/definitively/definitely/confidently/reliably"
+
 DOUBTED_FIRST: tuple[str, ...] = (
-    "cannot/can't/couldn't completely/entirely/definitively? exclude",
-    "cannot/can't/couldn't completely/entirely/definitively? rule out",
-    "can/could not completely/entirely/definitively? exclude",
-    "can/could not completely/entirely/definitively? rule out",
+    f"cannot be? {_SURELY}? exclude",
+    f"cannot be? {_SURELY}? rule out",
+    f"could/does/do/did not {_SURELY}? exclude",
+    f"could/does/do/did not {_SURELY}? rule out",
     "not/no exclude/excluded",
-    "does/do not completely/entirely? exclude",
-    "difficult to exclude",
-    "unable to exclude",
+    "no/not evidence to exclude",
+    "no/not evidence to rule out",
+    "difficult/hard/unable/impossible to exclude",
+    "difficult/hard/unable/impossible to rule out",
+    "not possible/able to exclude",
+    "not possible/able to rule out",
 )
 """Doubts with the words of a denial: they are looked for before denials."""
 
@@ -324,20 +382,28 @@ DOUBTED_BEFORE: tuple[str, ...] = (
     "perhaps", "may", "might", "could", "can represent", "would represent", "suspect*", "suspicio*",
     "questionable", "questionably", "question of?", "query", "equivocal", "indeterminate for",
     "suggest*", "concern*", "worrisome", "consider*", "favor*", "favour*", "presum*", "apparent",
-    "potential*", "differential*", "borderline", "raise/raises/raising", "versus", "vs", "either",
+    "potential*", "differential*", "doubtful", "whether", "borderline", "raise/raises/raising",
+    "versus", "vs", "either",
 )  # fmt: skip
 """What doubts the findings that follow."""
 
 DOUBTED_AFTER: tuple[str, ...] = (
-    "cannot/can't completely/entirely/definitively? be completely/entirely/definitively? excluded",
-    "can/could not completely/entirely/definitively? be completely/entirely/definitively? excluded",
-    "cannot/can't be completely/entirely/definitively? ruled out",
-    "can/could not be completely/entirely/definitively? ruled out",
-    "not completely/entirely/definitively? excluded",
-    "not be completely/entirely? excluded/ruled",
-    "difficult to exclude",
+    f"cannot {_SURELY}? be {_SURELY}? excluded",
+    f"could not {_SURELY}? be {_SURELY}? excluded",
+    f"cannot be {_SURELY}? ruled out",
+    f"could not be {_SURELY}? ruled out",
+    f"not well/clearly/definitely/adequately/fully/optimally {_SEEN}",
+    "not well/clearly/definitely/adequately/fully/optimally evaluated/assessed",
+    f"not ~ {_SEEN} on/in the? lateral/frontal/pa/ap",
+    f"not {_SURELY}? excluded",
+    f"not been? {_SURELY}? ruled out",
+    f"not be? been? {_SURELY}? excluded/ruled",
+    "difficult/hard/impossible to exclude",
     "is/are/was/were also? possible/probable/likely/unlikely/suspected/questioned/questionable",
+    "is/are/was/were doubtful",
     "is/are/was/were also? considered",
+    "in question .",
+    "possible/probable/likely/unlikely/questionable/equivocal/suspected/uncertain ./,",
     "should/must/may/might/could be considered/present/excluded",
     "in the differential*",
     "remain/remains possible/likely/probable",
@@ -353,9 +419,11 @@ DOUBTED_WITHIN: tuple[str, ...] = (
 
 IGNORED_BEFORE: tuple[str, ...] = (
     "history of", "hx of", "h o", "if", "evaluate/assess/check/look/looking/screen/screening for",
-    "evaluation/assessment/surveillance for", "evaluate/assess/exclude/confirm/document",
-    "to rule out", "recommend*", "correlat*", "follow up", "followup", "risk of", "indication",
-    "clinical concern for", "exclusion of", "treated for", "treatment of",
+    "evaluation/assessment/surveillance for", "evaluate/assess/exclude/confirm/document/ensure",
+    "indication/indications/history/comparison/comparisons/technique/exam/examination :",
+    "information/question/request :", "reason for ~ :",
+    "rule out", "ruling out", "recommend*", "correlat*", "follow up", "followup", "risk of",
+    "indication", "clinical concern for", "exclusion of", "treated for", "treatment of",
     "obscure/obscures/obscured/obscuring",
 )  # fmt: skip
 """What makes the findings that follow no statement on this image: history, questions, advice."""
@@ -385,3 +453,15 @@ STARTS = _words("""
     worsening cardiomegaly
 """)
 """Words that begin a new statement after a comma, ``and`` or ``with``."""
+
+PROMINENT = _words("prominent prominence generous")
+"""Words for a size that need not be too large."""
+
+GONE = _words("resolved cleared disappeared removed discontinued")
+"""The last words of what says that a finding was there and is no longer."""
+
+STAYS = _words("remains remain persists persist")
+"""Verbs that say of the finding before them that it is there."""
+
+LINKS = _words(", and but which that now since subsequently")
+"""Words between a subject's first verb and its second."""

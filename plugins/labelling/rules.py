@@ -27,8 +27,23 @@ _BARE = frozenset({_NO_FINDING, "Support Devices"})
 """What No Finding does not depend on."""
 
 # A full stop inside a number ends nothing, and neither does one line of wrapped text.
-_SENTENCE = re.compile(r"\n\s*\n|\n(?=\s*(?:\d+[.)]|[-*•]))|[!?;]|\.(?!\d)|(?<=[a-z])\.(?=\d)")
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[,:()]")
+_ALIKE = (
+    (re.compile("[\u2018\u2019]"), "'"),
+    (re.compile(r"\br/o\b\.?"), "rule out"),
+    (re.compile(r"\bw/o\b"), "without"),
+    (re.compile(r"\bno\s+longer\b"), "no-longer"),
+    (re.compile(r"\bother\s+than\b"), "except"),
+    (re.compile(r"\bcan(?:'t|\s+not)\b"), "cannot"),
+    (re.compile(r"n't\b"), " not"),
+    (re.compile(r"\b(vs|dr|approx)\."), r"\1"),  # a full stop that ends no sentence
+    (re.compile(r"(?<![\w)?])\?+\s*(?=\w)"), "query "),  # "atelectasis, ?pneumonia"
+    (re.compile(r"(?<=[\w)])\s*\?"), " in question."),
+)
+"""Ways to write one thing, and the one that the lexicon has."""
+_SENTENCE = re.compile(r"\n\s*\n|\n(?=\s*(?:\d+[.)]|[-*•]))|[!;?]|\.(?!\d)|(?<=[a-z])\.(?=\d)")
+_WORD = re.compile(r"no-longer|[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?|[,:()]")
+_END = "."
+"""Stands after the last word of a sentence, for phrases that end one."""
 _NOT_REACH = 6
 """How many words ``not`` reaches."""
 _PAIR_REACH = 6
@@ -57,7 +72,10 @@ class RuleLabeller:
 
 def _label(text: str) -> NDArray[np.float64]:
     seen: dict[str, set[float]] = {}
-    for sentence in _SENTENCE.split(text.lower()):
+    text = text.lower()
+    for written, alike in _ALIKE:
+        text = written.sub(alike, text)
+    for sentence in _SENTENCE.split(text):
         for finding, value in _sentence(sentence):
             seen.setdefault(finding, set()).add(value)
     labels = np.full(len(FINDINGS), np.nan)
@@ -175,10 +193,12 @@ def _after_gap(rest: _Phrase, words: Sequence[str], at: int) -> int | None:
         if end is not None:
             return end
         word = words[here]
-        # "The heart, hila and mediastinum are normal": one statement, but for what follows a verb.
-        if word in _NOT_SKIPPED or (verb and word in (",", "and", "with", "or")):
+        # "The heart, hila and mediastinum are normal": one statement, but for what follows a verb,
+        # or the colon of a heading, as in "Heart: mildly enlarged".
+        heads = word == ":" and not verb
+        if (word in _NOT_SKIPPED and not heads) or (verb and word in (",", "and", "with", "or")):
             return None
-        verb = verb or word in lexicon.VERBS
+        verb = verb or heads or word in lexicon.VERBS
     return None
 
 
@@ -193,9 +213,9 @@ def _tables() -> dict[str, _Phrases]:
         **{
             name.lower(): plain(getattr(lexicon, name))
             for name in (
-                "NO_MENTION", "NEGATED_BEFORE", "NOT_BEFORE", "NEGATED_AFTER", "NEUTRAL",
-                "DOUBTED_FIRST", "DOUBTED_BEFORE", "DOUBTED_AFTER", "DOUBTED_WITHIN",
-                "IGNORED_BEFORE",
+                "NO_MENTION", "NEGATED_BEFORE", "NOT_BEFORE", "NEXT_BEFORE", "NEGATED_AFTER",
+                "NEUTRAL", "DOUBTED_FIRST", "DOUBTED_BEFORE", "DOUBTED_AFTER", "DOUBTED_WITHIN",
+                "IGNORED_BEFORE", "ELSEWHERE",
             )
         },
     }  # fmt: skip
@@ -215,7 +235,7 @@ class _Mention:
 @lru_cache(maxsize=1 << 16)
 def _sentence(sentence: str) -> tuple[tuple[str, float], ...]:
     """Finding and class of every mention in a sentence in lower case."""
-    words = _WORD.findall(sentence.replace("other than", "except"))
+    words = [*_WORD.findall(sentence), _END]
     if len(words) > _LONGEST:
         parts = (words[at : at + _LONGEST] for at in range(0, len(words), _LONGEST))
         return tuple(found for part in parts for found in _statements(part))
@@ -230,11 +250,14 @@ def _statements(words: Sequence[str]) -> tuple[tuple[str, float], ...]:
     classed = [(mention, reader.value(mention)) for mention in mentions]
     # "Congestion may be edema": where a doubt names a finding again, the first was its sign.
     doubts = {mention.finding: mention.start for mention, value in classed if value == DOUBTED}
+    last = {mention.finding: mention.start for mention in mentions}
     return tuple(
         (mention.finding, value)
         for mention, value in classed
         if value is not None
         and not (value == STATED and doubts.get(mention.finding, -1) > mention.start)
+        # "Pneumothorax: no pneumothorax": a heading says less than what stands below it.
+        and not (reader.heads(mention) and last[mention.finding] > mention.start)
     )
 
 
@@ -244,6 +267,7 @@ def _mentions(words: Sequence[str]) -> list[_Mention]:
     blocked = {i for start, end in tables["no_mention"].spans(words) for i in range(start, end)}
     found: list[_Mention] = []
     taken = -1
+    covered: dict[str, int] = {}
     for start in range(len(words)):
         solid = 0
         # Of "heart size is enlarged with normal hila" the nearest word of state counts.
@@ -252,6 +276,9 @@ def _mentions(words: Sequence[str]) -> list[_Mention]:
         for table, denied in ((named, False), (denials, True)):
             for phrase, end in table.at(words, start):
                 if phrase.gap is not None:
+                    # "Normal heart size with enlarged aorta": the heart has its word already.
+                    if start < covered.get(phrase.name, 0):
+                        continue
                     known = nearest.get(phrase.name)
                     if known is None or end < known[0]:
                         nearest[phrase.name] = (end, denied)
@@ -265,6 +292,8 @@ def _mentions(words: Sequence[str]) -> list[_Mention]:
             # Of two findings that begin here the longer phrase says more: "nodular opacity".
             if not blocks and (name in nearest or end == solid or name == lexicon.OTHER):
                 found.append(_Mention(name, start, end, denied))
+                if name not in nearest:
+                    covered[name] = end
         if solid:
             taken = max(taken, solid - 1)
     return found
@@ -275,21 +304,24 @@ class _Reader:
 
     def __init__(self, words: Sequence[str], mentions: Sequence[_Mention]) -> None:
         self.words = words
+        self.starts = [mention.start for mention in mentions]
         tables = _tables()
 
         def spans(name: str) -> list[tuple[int, int]]:
             return tables[name].spans(words)
 
-        neutral = spans("neutral")
+        elsewhere = spans("elsewhere")
+        neutral = [*spans("neutral"), *elsewhere]
         first = spans("doubted_first")
-        after_doubt = spans("doubted_after")
-        self.negated_after = _apart(spans("negated_after"), [*after_doubt, *first])
-        # "Resolved" alone speaks of what follows as well, "has resolved" of what stands before it.
-        closed = [(start, end) for start, end in self.negated_after if end - start > 1]
+        after_doubt = _apart(spans("doubted_after"), elsewhere)
+        self.negated_after = _apart(spans("negated_after"), [*neutral, *after_doubt, *first])
+        # "Resolved" alone speaks of what follows as well, "has resolved" of what stands before it;
+        # but "no longer seen is" what it begins with.
+        first_end = min((mention.end for mention in mentions), default=0)
+        closed = [(s, e) for s, e in self.negated_after if e - s > 1 and s >= first_end]
         self.negated = _apart(spans("negated_before"), [*neutral, *first, *closed])
-        self.nots = _apart(
-            spans("not_before"), [*neutral, *first, *after_doubt, *self.negated_after]
-        )
+        self.nots = _apart(spans("not_before"), [*neutral, *first, *after_doubt, *closed])
+        self.next = _apart(spans("next_before"), neutral)
         self.doubted_first = first
         self.doubted = _apart(spans("doubted_before"), after_doubt)
         self.doubted_after = after_doubt
@@ -300,25 +332,30 @@ class _Reader:
     def value(self, mention: _Mention) -> float | None:
         """The class of a mention; None where it is no statement on this image."""
         inside = [s for s, e in self.nots + self.negated if mention.start < s and e <= mention.end]
-        if any(mention.start <= s < mention.end + 3 for s, _ in self.within) and (
-            mention.finding in ("Cardiomegaly", "Enlarged Cardiomediastinum")
+        if mention.finding in ("Cardiomegaly", "Enlarged Cardiomediastinum") and (
+            any(mention.start <= s < mention.end + 3 for s, _ in self.within)
         ):
             return DOUBTED
         if mention.denied:
-            # "Not normal" says too little.
-            return None if inside or self._before(mention, self.nots, _NOT_REACH) else DENIED
+            # "Not normal" does not say what it is instead.
+            return DOUBTED if inside or self._before(mention, self.nots, _NOT_REACH) else DENIED
         if self._before(mention, self.ignored):
             return None
         if self._before(mention, self.doubted_first) or self._after(mention, self.doubted_after):
             return DOUBTED
         if (
             inside
-            or self._before(mention, self.negated)
+            or (self._before(mention, self.negated) and not self._stays(mention))
             or self._before(mention, self.nots, _NOT_REACH)
+            or self._before(mention, self.next, 1)
             or self._after(mention, self.negated_after)
         ):
             return DENIED
-        doubted = any(mention.start < s < mention.end for s, _ in self.doubted)
+        # "Prominent" is said of hearts that are large and of hearts that only look so.
+        prominent = mention.finding in ("Cardiomegaly", "Enlarged Cardiomediastinum") and (
+            any(word in lexicon.PROMINENT for word in self.words[mention.start : mention.end])
+        )
+        doubted = prominent or any(mention.start < s < mention.end for s, _ in self.doubted)
         if doubted or mention in self.paired or self._before(mention, self.doubted):
             return DOUBTED
         return STATED
@@ -334,10 +371,22 @@ class _Reader:
         )
 
     def _after(self, mention: _Mention, cues: Sequence[tuple[int, int]]) -> bool:
-        for start, _ in cues:
+        for start, end in cues:
             if start < mention.end:
                 continue
             between = self.words[mention.end : start]
+            if self.words[end - 1] in lexicon.GONE:
+                between = _without_link(between, self.words[start] in lexicon.VERBS)
+            if between[-1:] == [":"] and not (lexicon.BREAKS | lexicon.VERBS) & set(between[:-1]):
+                return True  # a heading, and what it has
+            # "Cardiomegaly, effusion resolved": without a verb it is said of the last alone.
+            bare = self.words[start] not in lexicon.VERBS and (
+                self.words[end - 1] in lexicon.GONE | {",", _END}
+            )
+            if bare and "," in between and not {"and", "or", "nor"} & set(between):
+                comma = start - between[::-1].index(",")
+                if any(comma <= at < start for at in self.starts):
+                    continue
             verbs = [i for i, word in enumerate(between) if word in lexicon.VERBS]
             joints = [i for i, word in enumerate(between) if word in (",", "and", "with")]
             if not lexicon.BREAKS.intersection(between) and not (
@@ -345,6 +394,20 @@ class _Reader:
             ):
                 return True
         return False
+
+    def heads(self, mention: _Mention) -> bool:
+        """Whether a mention is the heading of what follows."""
+        return self.words[mention.end : mention.end + 1] == [":"]
+
+    def _stays(self, mention: _Mention) -> bool:
+        """Whether a finding is said to stay after others are said to be gone: "resolution of the
+        effusion, atelectasis persists"."""
+        return (
+            self.words[mention.end] in lexicon.STAYS
+            and not self._lists(mention.start)
+            and any(word in (",", "and", "with") for word in self.words[: mention.start])
+            and not any(word == "or" for word in self.words[: mention.start])
+        )
 
     def _joined(self, start: int, end: int) -> bool:
         """Whether what was said before `start` still holds at `end`."""
@@ -384,6 +447,17 @@ class _Reader:
             if not lexicon.BREAKS.intersection(between) and "," not in between[:-1]:
                 pairs |= {one, other}
         return pairs
+
+
+def _without_link(between: Sequence[str], verb: bool) -> Sequence[str]:
+    """Without what only leads to the next verb of the same subject: "... *which has since*
+    resolved"; unchanged where no verb follows, since then another subject may."""
+    kept = len(between)
+    while kept and between[kept - 1] in lexicon.LINKS | lexicon.VERBS:
+        kept -= 1
+        verb = verb or between[kept] in lexicon.VERBS
+    linked = any(word in lexicon.LINKS for word in between[kept:])
+    return between[:kept] if verb and linked else between
 
 
 def _apart(

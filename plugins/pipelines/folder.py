@@ -82,7 +82,7 @@ def read_folder(path: Path, what: str) -> PipelineFolder:
     listed = {
         part: (value[0], value[1])
         for part, value in settings.items()
-        if part[0] != "_" and isinstance(value, list) and len(value) == 2 and value[0] is not None
+        if part[:1] != "_" and isinstance(value, list) and len(value) == 2 and value[0] is not None
     }
     left_out = {"safety_checker", "feature_extractor"} if "safety_checker" in settings else set()
     if isinstance(name, str) and name in ENCODINGS:
@@ -90,7 +90,9 @@ def read_folder(path: Path, what: str) -> PipelineFolder:
     parts = {part: value for part, value in listed.items() if part not in left_out}
     foreign = [] if isinstance(name, str) else [str(name)]
     for part, (library, kind) in parts.items():
-        if library not in _LIBRARIES and not _in_diffusers(library):
+        if not part.isidentifier():  # it is a folder's name, too
+            raise UserError(f"{index} names a part {part!r}, which is no name.")
+        if not isinstance(library, str) or not (library in _LIBRARIES or _in_diffusers(library)):
             foreign.append(f"{part} of {library!r}")
         elif not isinstance(kind, str) or _AUTOMATIC.match(kind):
             foreign.append(f"{part}, a {kind}")
@@ -110,7 +112,7 @@ def read_folder(path: Path, what: str) -> PipelineFolder:
         options={
             key: False if key == "requires_safety_checker" else value
             for key, value in settings.items()
-            if key[0] != "_" and not isinstance(value, list)
+            if key[:1] != "_" and not isinstance(value, list)
         },
     )
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,9 +29,22 @@ from chexgenbench.store import exports, questions
 from chexgenbench.store import store as store_module
 from chexgenbench.store.cookbook import saved_queries, saved_query
 from chexgenbench.store.export_csv import OWN_COLUMNS, PUBLISHED_COLUMNS, export_run
-from chexgenbench.store.records import ADDED, RUN_TABLES, SCHEMAS, RunRecord, conform
+from chexgenbench.store.records import (
+    ADDED,
+    RECORD_VERSION,
+    RUN_TABLES,
+    SCHEMAS,
+    RunRecord,
+    conform,
+)
 from chexgenbench.store.render import render
-from chexgenbench.store.run_directory import read_record, run_folders, write_record, write_run
+from chexgenbench.store.run_directory import (
+    read_record,
+    read_table,
+    run_folders,
+    write_record,
+    write_run,
+)
 from chexgenbench.store.schema import SCHEMA_VERSION, TABLES, VIEWS
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
@@ -696,7 +710,7 @@ NEW_COLUMNS = {
 NEW_TABLES = {2: ("differences",), 4: ("pool_prompts", "pool_images", "neighbours")}
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, version: int) -> None:
     later = range(version + 1, SCHEMA_VERSION + 1)
     with duckdb.connect(str(store.path)) as connection:
@@ -709,9 +723,26 @@ def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, versi
                 for column in columns:
                     connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("DELETE FROM schema_info WHERE version > ?", [version])
+    before = store.path.read_bytes()
+    with duckdb.connect(str(store.path), read_only=True) as connection:
+        there = {
+            (table, column): connection.execute(
+                f"SELECT {column}::VARCHAR FROM {table} ORDER BY run_id, 1"
+            ).fetchall()
+            for table, column in (("scores", "value"), ("images", "sha256"), ("prompts", "prompt"))
+        }
     sql = "SELECT run_id, model, metric, value, floor, rank FROM leaderboard WHERE metric = 'fid'"
     rows = store.query(sql).to_pylist()
     assert len(rows) == 2 * 3 * 15
+    for (table, column), values in there.items():
+        found = store.query(f"SELECT {column}::VARCHAR AS v FROM {table} ORDER BY run_id, 1")
+        assert [(value,) for value in found.column(0).to_pylist()] == values and values
+    # What it was is kept, and opens as what it was.
+    kept = store.copy_of(version)
+    assert kept.read_bytes() == before
+    with duckdb.connect(str(kept), read_only=True) as connection:
+        (held,) = connection.execute("SELECT max(version) FROM schema_info").fetchall()[0]
+    assert held == version
     assert {row["value"] for row in rows} == {None, 1 / 3, 2.5}
     if version < 2:
         assert {row["rank"] for row in rows} == {None}
@@ -744,7 +775,9 @@ def test_records_are_checked(tmp_path: Path) -> None:
     assert read_record(folder) == run
     path = folder / "run.json"
     value = json.loads(path.read_text())
-    for change in ({"schema_version": 5}, {"colour": 1}, {"status": "odd"}):
+    assert value.pop("sha256")  # which a record of an older release does not have
+    later = RECORD_VERSION + 1
+    for change in ({"schema_version": later}, {"colour": 1}, {"status": "odd"}):
         path.write_text(json.dumps(value | change))
         with pytest.raises(UserError, match=r"run\.json"):
             read_record(folder)
@@ -808,3 +841,41 @@ def test_export_into_a_published_file_and_a_broken_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="FID"):
         export_run(tmp_path, run, tables(run)["scores"])
     assert path.read_text() == "colour\nred\n"
+
+
+def test_a_run_comes_back_as_it_was_taken_in(store: Store, tmp_path: Path) -> None:
+    for name in ("aa-1", "ab-2"):
+        folder = tmp_path / "runs" / name
+        own = read_record(folder)
+        found, kept = store.run(name)
+        times = ("created_at", "finished_at", "used_at")
+        for each in times:
+            a, b = getattr(found, each), getattr(own, each)
+            assert a == b or datetime.fromisoformat(a) == datetime.fromisoformat(b)
+        assert found.model_copy(update={each: getattr(own, each) for each in times}) == own
+        write_run(tmp_path / "again" / name, found, kept)
+        store.ingest([tmp_path / "again" / name])
+        assert list(store.differing([folder])) == [(name, [])]
+    write_record(tmp_path / "runs" / "ab-2", own.model_copy(update={"n_images": 99}))
+    assert list(store.differing([tmp_path / "runs" / "ab-2"])) == [("ab-2", ["runs"])]
+
+
+@pytest.mark.parametrize("name", ["scores", "images", "run.json"])
+def test_a_flipped_bit_of_a_run_is_noticed_when_it_is_read(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    """Any value: a page of Parquet has a checksum, and so has the record."""
+    folder = tmp_path / "runs" / "aa-1"
+    path = folder / (name if "." in name else f"{name}.parquet")
+    whole = path.read_bytes()
+    sound = None if "." in name else pq.read_table(path)
+    for at in range(0, len(whole), max(1, len(whole) // 400)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        try:
+            found = read_record(folder)
+            table = None if sound is None else read_table(folder, name, found)
+        except UserError as error:
+            assert str(path) in error.message
+        else:  # what says nothing about the rows, such as the name of the writing program
+            assert table is not None and table.equals(conform(name, sound))
+    path.write_bytes(whole)

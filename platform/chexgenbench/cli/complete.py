@@ -104,12 +104,10 @@ def _ask(home: Home) -> dict[str, Sequence[str]]:
 
 def _stamp(home: Home) -> list[Any]:
     """What changes when a plugin, a suite or an installed package comes, goes or changes."""
-    import platformdirs
-
     from chexgenbench import __file__ as platform
     from chexgenbench import __version__
 
-    own = Path(platformdirs.user_config_dir("chexgenbench", appauthor=False))
+    own = Home.user_folder()
     folders = [Path(sysconfig.get_path("purelib")), own / "plugins", own, home.root / "suites"]
     newest = [_changed(folder) for folder in folders]
     files = 0

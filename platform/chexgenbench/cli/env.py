@@ -91,8 +91,13 @@ def remove(name: Name, home: HomeFolder = None) -> None:
 @app.command("worker")
 def worker(
     out: Annotated[Path, typer.Argument(help="A folder.")] = Path(),
+    json: AsJson = False,
 ) -> None:
     """Write the wheel of chexgenbench-worker, for an environment made by hand."""
     from chexgenbench import environments
 
-    print(environments.build_worker_wheel(out))
+    wheel = environments.build_worker_wheel(out)
+    if json:
+        print_json({"wheel": str(wheel.absolute())})
+    else:
+        print(wheel)

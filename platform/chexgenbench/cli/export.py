@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexgenbench.cli import complete
-from chexgenbench.cli.output import AsJson, HomeFolder, print_json
+from chexgenbench.cli.output import AsJson, HomeFolder, harmless, print_json
 from chexgenbench.cli.run import Credentialed
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def latex(
     chance."""
     from chexgenbench.store import exports
 
-    print(exports.latex(_store(home), metrics=metric or (), subset=subset, suite=suite))
+    made = exports.latex(_store(home), metrics=metric or (), subset=subset, suite=suite)
+    print(harmless(made))
 
 
 @app.command("model-card")
@@ -80,7 +81,7 @@ def model_card(
     """The model-index of a Hugging Face model card, to put between its --- lines."""
     from chexgenbench.store.exports import model_index
 
-    print(model_index(_store(home), model, suite=suite).rstrip())
+    print(harmless(model_index(_store(home), model, suite=suite).rstrip()))
 
 
 @app.command("push")
@@ -97,6 +98,7 @@ def push(
     ] = True,
     include_credentialed: Credentialed = False,
     home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Send the results to a dataset repository of a Hugging Face hub: every table, and a card."""
     import tempfile
@@ -108,12 +110,20 @@ def push(
         files = exports.write_results(
             _store(home), folder, include_credentialed=include_credentialed
         )
-        for path in files:
-            print(f"{path.stat().st_size:>12,} bytes  {path.relative_to(folder)}")
-        if not yes:
-            print(f"Nothing was sent. Say --yes to send this to datasets/{repository}.")
-            return
-        print(f"Sent: {exports.push(folder, repository, private=private)}")
+        listed = [
+            {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
+            for path in files
+        ]
+        for each in () if json else listed:
+            print(f"{each['bytes']:>12,} bytes  {each['file']}")
+        address = exports.push(folder, repository, private=private) if yes else None
+    if json:
+        facts = {"repository": repository, "files": listed}
+        print_json(facts | {"sent": address is not None, "address": address})
+    elif address is None:
+        print(f"Nothing was sent. Say --yes to send this to datasets/{repository}.")
+    else:
+        print(f"Sent: {address}")
 
 
 def _store(home: Path | None) -> Store:

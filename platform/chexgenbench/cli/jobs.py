@@ -25,13 +25,14 @@ def worker(
         str | None,
         typer.Option(help="What to work on, such as cuda:1.", show_default="as planned"),
     ] = None,
+    json: AsJson = False,
 ) -> None:
     """Make the images of one job directory; killed and started again, it goes on.
 
     Ends with 0 when all are there, 1 when the model failed, 2 for a job that cannot be done here;
     the error stands in the job directory too. A disk that is full or broken: 64 and its number.
     """
-    from chexgenbench.errors import UserError
+    from chexgenbench.errors import ChexGenBenchError, UserError
     from chexgenbench.executors.launch import disk_fault, printable
     from chexgenbench.jobs.job import DISK_FAULT, JOB, read_error
     from chexgenbench.jobs.worker import run_noting
@@ -42,12 +43,18 @@ def worker(
             hint="Job directories are written by chexgenbench shard.",
         )
     code = run_noting(folder, device=device)
+    error: ChexGenBenchError | None = None
     if code >= DISK_FAULT:
-        remark(f"Error: {folder}: {disk_fault(code).strerror}.")
-    elif code and (error := read_error(folder, 0)) is not None:
+        error = ChexGenBenchError(f"{folder}: {disk_fault(code).strerror}.")
+    elif code:
+        error = read_error(folder, 0)
+    if error is not None:
         remark(f"Error: {printable(error.message)}")
         if error.hint:
             remark(printable(error.hint))
+    if json:
+        fault = error and {"message": error.message, "hint": error.hint}
+        print_json({"folder": str(folder), "done": not code, "exit_code": code, "error": fault})
     if code:
         raise typer.Exit(code)
 
@@ -79,6 +86,7 @@ def shard(
     allow_leakage: run.Leakage = False,
     home: HomeFolder = None,
     json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the images that are missing as job directories, and a Slurm array script for them.
 
@@ -87,10 +95,11 @@ def shard(
     were removed are written anew. A device that is named need not be one of this machine.
     """
     options = run.options_of(locals() | {"shards": None})
+    from chexgenbench.home import real_path
     from chexgenbench.workflow.shards import SCRIPT
     from chexgenbench.workflow.shards import shard as write
 
-    out = out.expanduser().absolute()
+    out = real_path(out)
     written = write(options, out, shards, shlex.join(["chexgenbench", *sys.argv[1:]]))
     if json:
         sharded = written.sharded
@@ -108,16 +117,16 @@ def shard(
             }
         )
     else:
-        for note in written.notes:
+        for note in () if quiet else written.notes:
             print(f"Note: {note}.")
-        _tell_written(written, options.home, out)
+        _tell_written(written, options.home, out, quiet=quiet)
     for name, error in written.failed.items():
         remark(f"Failed: {name}: {error.message}")
     if written.failed:
         raise typer.Exit(1)
 
 
-def _tell_written(written: Written, home: Home, out: Path) -> None:
+def _tell_written(written: Written, home: Home, out: Path, *, quiet: bool) -> None:
     from chexgenbench.workflow.shards import SCRIPT
 
     shown = home.shown
@@ -132,6 +141,8 @@ def _tell_written(written: Written, home: Home, out: Path) -> None:
             print(f"{shown(out)} is of this plan; {len(written.renewed)} job directories renewed")
             for name in written.renewed:
                 print(f"  {name}")
+        if quiet:
+            return
         print(f"One of them:  bash {shlex.quote(shown(out / SCRIPT))} 1")
         print(f"By Slurm:     cd {shlex.quote(shown(out))} && sbatch {SCRIPT}")
         print(f"How far:      chexgenbench jobs {shlex.quote(shown(out))}")
@@ -148,12 +159,12 @@ def merge(
 
     Ends with 1 while images are missing, and names the job directories that lack them.
     """
-    from chexgenbench.home import Home
+    from chexgenbench.home import Home, real_path
     from chexgenbench.progress import Progress
     from chexgenbench.workflow.shards import merge as take
 
     project = Home.find(home)
-    merged = take(project, out.expanduser().absolute(), Progress(quiet))
+    merged = take(project, real_path(out), Progress(quiet))
     lacking = [part.number for each in merged for part in each.parts if not part.complete]
     whole = all(each.whole for each in merged)
     if json:
@@ -181,9 +192,10 @@ def merge(
 
 def jobs(out: Out, json: AsJson = False) -> None:
     """How far the job directories of a folder are, and which workers give no sign."""
+    from chexgenbench.home import real_path
     from chexgenbench.workflow.shards import look
 
-    shown = look(out.expanduser().absolute())
+    shown = look(real_path(out))
     if json:
         print_json(
             [

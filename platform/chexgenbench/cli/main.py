@@ -10,6 +10,7 @@ import typer
 
 from chexgenbench import __version__
 from chexgenbench.cli import (
+    care,
     containers,
     convert,
     dataset,
@@ -59,7 +60,8 @@ def _options(
     pass
 
 
-RUN, RESULTS, PLUGINS, MACHINES, DATA = "Run", "Results", "Plugins", "Machines", "Data"
+RUN, RESULTS, PLUGINS, MACHINES = "Run", "Results", "Plugins", "Machines"
+KEPT, DATA = "Upkeep", "Data"
 """The panels of commands in the help, in this order."""
 
 _COMMANDS: tuple[tuple[str, str, Callable[..., None] | typer.Typer], ...] = (
@@ -86,6 +88,9 @@ _COMMANDS: tuple[tuple[str, str, Callable[..., None] | typer.Typer], ...] = (
     (MACHINES, "merge", jobs.merge),
     (MACHINES, "env", env.app),
     (MACHINES, "containers", containers.app),
+    (KEPT, "verify", care.verify),
+    (KEPT, "repair", care.repair),
+    (KEPT, "cache", care.cache),
     (DATA, "reference", reference.app),
     (DATA, "dataset", dataset.app),
 )

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from chexgenbench.files import escaped
+
 AsJson = Annotated[
     bool,
     typer.Option(
@@ -40,7 +42,7 @@ _NARROW = 12
 def print_json(value: Any) -> None:
     """One JSON value with its keys in the order given; what JSON has no number for is null."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    print(text)
+    print(escaped(text))
 
 
 def _finite(value: Any) -> Any:
@@ -55,7 +57,7 @@ def _finite(value: Any) -> Any:
 
 def remark(text: str) -> None:
     """A line beside the result, on standard error."""
-    print(text, file=sys.stderr)
+    print(harmless(text), file=sys.stderr)
 
 
 def screen_width() -> int | None:
@@ -134,6 +136,7 @@ def print_text(text: str, *, indent: int = 0, hanging: int = 2) -> None:
         indent: spaces before it.
         hanging: further spaces before its folded part.
     """
+    text = harmless(text)
     most = screen_width()
     first = " " * indent
     if most is None or indent + _cells(text) <= most:
@@ -184,6 +187,16 @@ def _clean(text: str) -> str:
         c if c.isprintable() else (" " if c.isspace() else "\N{REPLACEMENT CHARACTER}")
         for c in text
     )
+
+
+def harmless(text: str) -> str:
+    """The text without what would move the cursor of a terminal or turn its direction of writing,
+    such as a file's name may hold; its lines stay.
+
+    >>> harmless("a\\x1b[2Jb\\nc")
+    'a\ufffd[2Jb\\nc'
+    """
+    return "\n".join(map(_clean, text.split("\n")))
 
 
 def own_command() -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from chexgenbench.cli.output import AsJson, print_json
 
 if TYPE_CHECKING:
     from chexgenbench.testing import Result
@@ -27,6 +30,7 @@ def new(
     into: Annotated[
         Path, typer.Option(help="The folder to put it in.", show_default="the current one")
     ] = Path(),
+    json: AsJson = False,
 ) -> None:
     """Write a package NAME/ with a plugin that works as it stands."""
     from chexgenbench.home import Home
@@ -35,13 +39,16 @@ def new(
 
     made = create(kind, name, into, load_plugins(Options(home=Home.find())))
     folder = into / name
+    if json:
+        print_json({"folder": str(folder.absolute()), "files": [str(p.absolute()) for p in made]})
+        return
     for path in made:
         if "data" not in path.relative_to(folder).parts[:-2]:
             print(path)
     print(f"Change {folder / 'src' / name.replace('-', '_') / 'plugin.py'}. Try next:")
     shown = str(folder) if folder.is_absolute() else f"./{folder}"
-    print(f"  chexgenbench plugin check {folder}")
-    print(f"  pip install -e {shown}")
+    print(f"  chexgenbench plugin check {shlex.quote(str(folder))}")
+    print(f"  pip install -e {shlex.quote(shown)}")
     print(f"  {trial(kind, name)}")
 
 
@@ -87,7 +94,7 @@ def check(
     ] = False,
     device: Annotated[str, typer.Option(help="Where it runs, such as cuda:0.")] = "cpu",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a check may take.")] = 600.0,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.", show_default="off")] = False,
+    json: AsJson = False,
 ) -> None:
     """Check that plugins keep their contract; exit code 1 where one does not.
 
@@ -116,7 +123,7 @@ def check(
         for status in ("passed", "failed", "skipped")
     }
     if json:
-        _print_json({"target": target, "plugins": [_plain(each) for each in found], **count})
+        print_json({"target": target, "plugins": [_plain(each) for each in found], **count})
     else:
         print(
             f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} not applicable"
@@ -162,12 +169,6 @@ def _plain(checked: Any) -> dict[str, Any]:
         "source": checked.source,
         "results": [result.as_json() for result in checked.results],
     }
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _values(settings: list[str]) -> dict[str, str]:

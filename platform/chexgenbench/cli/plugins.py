@@ -226,9 +226,10 @@ def _fault(found: Any, home: Home) -> ChexGenBenchError | None:
 
 def _registry(files: list[Path] | None, home: Path | None) -> Any:
     from chexgenbench.home import Home
-    from chexgenbench.workflow.plan import Options, load_plugins
+    from chexgenbench.registry import load_registry
 
-    return load_plugins(Options(home=Home.find(home), plugins=tuple(files or ())))
+    # As the planner does, without what it imports to plan.
+    return load_registry(tuple(files or ()), Home.user_folder() / "plugins", Home.find(home).root)
 
 
 def _score(score: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from chexgenbench.cli import complete, run
-from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json
+from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json, print_text
 
 app = typer.Typer(
     help="Reference bundles: encode the real images once, let others score without them.",
@@ -82,8 +82,8 @@ def show(file: Annotated[Path, typer.Argument(help="A bundle.")], json: AsJson =
             }
         )
         return
-    print(f"split: {facts.split}, {facts.rows} rows, hash {facts.split_hash[:16]}")
+    print_text(f"split: {facts.split}, {facts.rows} rows, hash {facts.split_hash[:16]}")
     for name, identity in sorted(facts.encoders.items()):
-        print(f"encoder: {name}, identity {identity}")
+        print_text(f"encoder: {name}, identity {identity}")
     print(f"credentialed: {'yes' if facts.credentialed else 'no'}")
     print(f"SHA-256: {sha256_file(file)}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexgenbench.cli import complete
-from chexgenbench.cli.output import AsJson, HomeFolder, print_json, remark
+from chexgenbench.cli.output import AsJson, HomeFolder, harmless, print_json, remark
 from chexgenbench.cli.run import Credentialed
 
 if TYPE_CHECKING:
@@ -249,7 +249,8 @@ def compare(
     result = _only(compare_runs(place, opened, first, second), subset)
     if _chosen(format, out) is Format.table and out is None and result.num_rows:
         for side in "ab":
-            print(f"{side}: {result[f'model_{side}'][0]}, run {result[f'run_{side}'][0]}")
+            name, run = result[f"model_{side}"][0], result[f"run_{side}"][0]
+            print(harmless(f"{side}: {name}, run {run}"))
     shown = ("metric", "encoder", "subset", "value_a", "value_b", "difference", "ci_low", "ci_high")
     more = ("p_holm", "images_needed")
     _show(result, format, out, shown=(*shown, *more), always=("value_a", "difference"))
@@ -283,6 +284,7 @@ def report(
         typer.Option("--out", "-o", help="The file to write.", show_default="Results/report.html"),
     ] = None,
     home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Write the HTML page again: one file that needs no network."""
     from chexgenbench.report.page import write_report
@@ -295,6 +297,9 @@ def report(
         board = "SELECT run_id, model FROM leaderboard GROUP BY ALL ORDER BY min(suite), model"
         chosen = opened.query(board).column(0).to_pylist()
     page = write_report(opened, place, chosen, include_credentialed=include_credentialed, out=out)
+    if json:
+        print_json({"page": str(page.absolute()), "runs": chosen})
+        return
     print(f"Page: {place.shown(page)}")
 
 
@@ -337,6 +342,7 @@ def delete(
         bool, typer.Option("--yes", "-y", help="Do not ask.", show_default="off")
     ] = False,
     home: HomeFolder = None,
+    json: AsJson = False,
 ) -> None:
     """Delete a run's record and its rows in the store; its images stay."""
     import shutil
@@ -347,7 +353,13 @@ def delete(
     place, opened = _open(home)
     name = questions.resolve_run(opened, run)
     folder = inside(place.runs, name)
-    print(f"This deletes {place.shown(folder)} and the run's rows in the store; images stay.")
+    told = f"This deletes {place.shown(folder)} and the run's rows in the store; images stay."
+    if not json:
+        print(told)
+    elif not yes:
+        from chexgenbench.errors import UserError
+
+        raise UserError(f"{told} Nobody is asked with --json.", hint="Say --yes.")
     if not yes:
         if sys.stdin is None or not sys.stdin.readable():
             from chexgenbench.errors import UserError
@@ -358,6 +370,8 @@ def delete(
     if folder.exists():
         shutil.rmtree(folder)
     opened.delete([name])
+    if json:
+        print_json({"run": name, "folder": str(folder)})
 
 
 @store.command("info")

@@ -511,10 +511,29 @@ def doctor(
     address: Address = None,
     dtype: Dtype = "auto",
     allow_pickle: Pickle = False,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix",
+            help="List what killed commands left, and remove it; check nothing else.",
+            show_default="off",
+        ),
+    ] = False,
+    unfinished: Annotated[
+        bool,
+        typer.Option(
+            "--unfinished",
+            help="With --fix: also half generations and killed runs, which could go on.",
+            show_default="off",
+        ),
+    ] = False,
     home: HomeFolder = None,
     json: AsJson = False,
 ) -> None:
-    """Check everything that a run needs, without running it."""
+    """Check everything that a run needs, without running it, and name what killed commands left."""
+    if fix or unfinished:
+        _fix(home, fix=fix, unfinished=unfinished, json=json)
+        return
     options = options_of(locals())
     from chexgenbench.workflow.doctor import examine
 
@@ -532,10 +551,22 @@ def doctor(
         raise typer.Exit(2)
 
 
+def _fix(home: Path | None, *, fix: bool, unfinished: bool, json: bool) -> None:
+    from chexgenbench.cli.care import tell_leftovers
+    from chexgenbench.errors import UserError
+    from chexgenbench.home import Home
+    from chexgenbench.workflow.leftovers import find
+
+    if not fix:
+        raise UserError("--unfinished says what --fix removes.", hint="Say both.")
+    place = Home.find(home)
+    tell_leftovers(find(place), place, json=json, all_=unfinished)
+
+
 def options_of(given: dict[str, Any]) -> Options:
     """What a command was given, by the names of its options."""
     from chexgenbench.errors import UserError
-    from chexgenbench.home import Home
+    from chexgenbench.home import Home, real_path
     from chexgenbench.splits.prompts import PUBLISHED_COLUMNS, ROLES
     from chexgenbench.workflow.plan import Options
     from chexgenbench.workflow.suite import parse_subsets
@@ -556,11 +587,11 @@ def options_of(given: dict[str, Any]) -> Options:
     subsets = given.get("subset")
     split = given.get("split")
     if split and split.lower().endswith(".csv"):
-        settings.append(f"csv.test={Path(split).expanduser().resolve()}")
+        settings.append(f"csv.test={real_path(Path(split))}")
         split = "csv"
     batch: str | None = given.get("batch_size")
-    if batch is not None and batch != "auto" and not batch.isdecimal():
-        raise UserError(f"--batch-size {batch!r} is neither a number nor auto.")
+    if batch is not None and batch != "auto" and not re.fullmatch("[0-9]{1,9}", batch):
+        raise UserError(f"--batch-size {batch[:20]!r} is neither a number nor auto.")
     changes = {
         "split": split,
         "models": given.get("model"),
@@ -578,9 +609,9 @@ def options_of(given: dict[str, Any]) -> Options:
         changes=changes,
         plugins=tuple(given.get("plugin") or ()),
         settings=tuple(settings),
-        images_root=root.expanduser().resolve() if root is not None else None,
+        images_root=real_path(root) if root is not None else None,
         columns=columns,
-        reference=bundle.expanduser().resolve() if bundle is not None else None,
+        reference=real_path(bundle) if bundle is not None else None,
         device=given.get("device", "auto"),
         dtype=given.get("dtype", "auto"),
         workers=given.get("workers"),
@@ -602,6 +633,7 @@ def options_of(given: dict[str, Any]) -> Options:
 
 
 _LEAST_MEMORY = 256_000_000
+_MOST_MEMORY = 1e15
 
 
 def bytes_of(text: str) -> int:
@@ -615,7 +647,10 @@ def bytes_of(text: str) -> int:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)i?B?", text.strip())
     if found is None or not float(found[1]):
         raise UserError(f"{text!r} is no size.", hint="Write it as in 16G or 512M.")
-    size = int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+    wanted = float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")
+    if wanted > _MOST_MEMORY:
+        raise UserError(f"{text[:20]} of memory is more than any machine has.")
+    size = int(wanted)
     if size < _LEAST_MEMORY:
         raise UserError(
             f"{text} of memory is too little for any worker.",

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chexgenbench.cli import complete
-from chexgenbench.cli.output import AsJson, HomeFolder, print_json, print_listing, print_text
+from chexgenbench.cli.output import (
+    AsJson,
+    HomeFolder,
+    harmless,
+    print_json,
+    print_listing,
+    print_text,
+)
 from chexgenbench.cli.run import Columns, ImagesRoot, Plugins, Settings, options_of
 
 if TYPE_CHECKING:
@@ -74,7 +81,7 @@ def validate(
             if table is not None:
                 _print(name, table, found[name], alone=opened.training is None)
                 for row, problem in bad.get(name, ()):
-                    print(f"line {table.table['line'].iloc[row]}: {problem.message}")
+                    print(harmless(f"line {table.table['line'].iloc[row]}: {problem.message}"))
     faulty = sum(map(len, bad.values()))
     if faulty:
         raise UserError(f"{faulty} images of {path} cannot be used.")

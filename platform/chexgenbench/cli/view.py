@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,8 @@ import typer
 from chexgenbench.cli.output import HomeFolder
 
 if TYPE_CHECKING:
+    import webbrowser
+
     from chexgenbench.view.guard import Guard
 
 
@@ -21,7 +24,9 @@ def view(
     no_browser: Annotated[
         bool,
         typer.Option(
-            "--no-browser", help="Do not open it in the browser.", show_default="off: it is opened"
+            "--no-browser",
+            help="Do not open it in the browser.",
+            show_default="off: it is opened where there is a display",
         ),
     ] = False,
     include_credentialed: Annotated[
@@ -48,12 +53,31 @@ def view(
         print(f"  {guard.url}")
         print("The address holds the key: show it to nobody. Ctrl-C stops the explorer.")
         sys.stdout.flush()
-        if not no_browser:
+        browser = None if no_browser else browser_in_a_window()
+        if browser is not None:
             import threading
-            import webbrowser
 
             opened = guard.url_for_once()
-            threading.Thread(target=webbrowser.open, args=[opened], daemon=True).start()
+            threading.Thread(target=browser.open, args=[opened], daemon=True).start()
 
-    serve(place, port=port, include_credentialed=include_credentialed, ready=ready)
+    ended = serve(place, port=port, include_credentialed=include_credentialed, ready=ready)
     typer.echo("Stopped.", err=True)
+    if not ended:
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def browser_in_a_window() -> webbrowser.BaseBrowser | None:
+    """The user's browser; None where there is no display, or a browser of the terminal alone,
+    which would take the terminal that the explorer is ended from."""
+    import webbrowser
+
+    elsewhere = sys.platform in ("win32", "darwin")
+    if not (elsewhere or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return None
+    try:
+        found = webbrowser.get()
+    except webbrowser.Error:
+        return None
+    # The module has that class itself for browsers of the terminal, and its children for others.
+    return None if type(found) is webbrowser.GenericBrowser else found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from chexgenbench.errors import ChexGenBenchError, is_disk_fault
+from chexgenbench.errors import PLUGIN_FAULTS, ChexGenBenchError, is_disk_fault
 from chexgenbench.executors import Workplace, encode_elsewhere
 from chexgenbench.features.store import FeatureStore
 from chexgenbench.files import digest, sha256_bytes
@@ -48,6 +48,28 @@ class EncoderPlan:
     @property
     def id(self) -> str:
         return digest(self.identity)[:16]
+
+    def lacking(
+        self,
+        side: Literal["images", "texts"],
+        items: Iterable[tuple[str, object]],
+        say: Callable[[str], None],
+    ) -> list[str]:
+        """The keys of those items that have no features, each once.
+
+        Args:
+            say: told where features were damaged, so that they are made again.
+        """
+        store = self.images if side == "images" else self.texts
+        keys = store.without(key for key, _ in items)
+        for path in store.news():
+            say(f"warning: features of {self.name} were damaged, and are made again: {path}")
+        return keys
+
+    def close(self) -> None:
+        """Ends the use of what is stored; see `FeatureStore.close`."""
+        self.images.close()
+        self.texts.close()
 
     def load(self) -> Encoder:
         encoder = self.plugin.create(self.parameters, self.context)
@@ -137,16 +159,14 @@ def extract(
     start = time.perf_counter()
     done = Extraction()
     items: dict[str, ImageItem] = {}
+    missing_images = {plan.name: set(plan.lacking("images", images, say)) for plan in encoders}
     for key, path in images:
-        lacking = frozenset(plan.name for plan in encoders if key not in plan.images)
+        lacking = frozenset(name for name, keys in missing_images.items() if key in keys)
         if lacking and key not in items:
             items[key] = ImageItem(key, path, lacking)
+    keyed = {text_key(text): text for text in texts}
     lacking_texts = {
-        plan.name: [
-            (key, text)
-            for key, text in {text_key(text): text for text in texts}.items()
-            if key not in plan.texts
-        ]
+        plan.name: [(key, keyed[key]) for key in plan.lacking("texts", keyed.items(), say)]
         for plan in encoders
         if plan.name in text_encoders
     }
@@ -276,7 +296,7 @@ def _extract_here(
                 writer.flush()
     except ChexGenBenchError:
         raise
-    except Exception as error:
+    except PLUGIN_FAULTS as error:
         if is_disk_fault(error):
             raise
         names = ", ".join(sorted(loaded))

@@ -62,6 +62,15 @@ def wait_for_workers(folder: Path, say: Callable[[str], None]) -> None:
             time.sleep(_LOOK_AGAIN)
 
 
+def are_alive(folder: Path) -> bool:
+    """Whether a worker lives in a generation's folder; the caller has the folder's lock."""
+    path = folder / CLAIMS
+    if not path.is_file():
+        return False
+    with path.open("r+b") as file:
+        return not _take(file, _ALIVE)
+
+
 def _take(file: IO[bytes], byte: int) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)

@@ -104,7 +104,7 @@ def encode_images(
 
     def decode(item: ImageItem) -> dict[str, torch.Tensor] | BadImage:
         try:
-            image = read_image(item.path)
+            image = read_image(item.path, content=item.key)
         except BadImage as error:
             return error
         return {name: encoders[name][1].preprocess(image) for name in sorted(item.encoders)}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chexgenbench.errors import ChexGenBenchError, is_disk_fault
+from chexgenbench.errors import PLUGIN_FAULTS, ChexGenBenchError, is_disk_fault
 from chexgenbench.files import atomic_path, remove_leftovers
 from chexgenbench.images import BadImage
 from chexgenbench.jobs.encode import Gatherer, ImageItem, Outputs, encode_images, encode_texts
@@ -104,7 +104,7 @@ def work(
                 advance(len(lacking[number]))
     except ChexGenBenchError:
         raise
-    except Exception as error:
+    except PLUGIN_FAULTS as error:
         if is_disk_fault(error):
             raise
         names = ", ".join(job.encoders[number].name for number in loaded)

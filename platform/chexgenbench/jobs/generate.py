@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from chexgenbench.errors import ChexGenBenchError, is_disk_fault
+from chexgenbench.errors import PLUGIN_FAULTS, ChexGenBenchError, is_disk_fault
 from chexgenbench.files import remove_leftovers
 from chexgenbench.images import THUMBNAIL, duplicates
 from chexgenbench.jobs.manifest import (
@@ -46,7 +46,7 @@ from chexgenbench.provenance import MemoryMeter
 from chexgenbench.types import Image, Made, Model, Request
 
 if sys.platform != "win32":  # one process makes a generation's images there
-    from chexgenbench.jobs.claims import Claims, wait_for_workers
+    from chexgenbench.jobs.claims import Claims, are_alive, wait_for_workers
 
 _LOOK_AGAIN = 0.1
 """Seconds between two looks at what the other workers have made."""
@@ -105,8 +105,25 @@ def hold(folder: Path, say: Callable[[str], None] = lambda _text: None) -> Itera
         if sys.platform != "win32":
             wait_for_workers(folder, say)
         gather(folder)
+        remove_leftovers(folder, "")
         remove_leftovers(folder / IMAGES, ".png")
         yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def hold_if_quiet(folder: Path) -> Iterator[bool]:
+    """The folder for this command alone, as `hold`, if nobody is at work in it; nothing in it is
+    put in order. Yields whether that is so."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield sys.platform == "win32" or not are_alive(folder)
     finally:
         lock.release()
 
@@ -245,7 +262,7 @@ def call_model(
         made = [_own(name, image) for image in model.generate(requests)]
     except ChexGenBenchError:
         raise
-    except Exception as error:
+    except PLUGIN_FAULTS as error:
         if is_disk_fault(error):
             raise
         if not is_out_of_memory(error):

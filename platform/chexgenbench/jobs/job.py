@@ -9,13 +9,14 @@ was asked for, and of its own number ``heartbeat-1.json``, ``events-1.jsonl`` an
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.files import atomic_path, read_json, write_json
@@ -30,6 +31,9 @@ FORMAT = 2
 DISK_FAULT = 64
 """A worker whose disk is full, read-only or broken can note nothing: it ends with this exit code
 plus the error number."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
+"""Of a request."""
 
 _SECONDS_BETWEEN_COUNTS = 0.5
 
@@ -92,10 +96,13 @@ class Job(BaseModel):
     def context_on(self, device: str) -> Context:
         """The context with that device."""
         values = dict(self.context)
-        return Context(
-            **values | {"home": Path(values["home"]), "cache": Path(values["cache"])},
-            device=device,
-        )
+        try:
+            places = {name: Path(values[name]) for name in ("home", "cache")}
+            return Context(**values | places, device=device)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"The job cannot be read: its context is no context: {error}."
+            ) from error
 
 
 class GenerateJob(Job):
@@ -112,8 +119,8 @@ class GenerateJob(Job):
     model: str
     source: str
     parameters: Mapping[str, Any]
-    batch_size: int
-    n_requests: int
+    batch_size: int = Field(ge=1)
+    n_requests: int = Field(ge=0)
     batches: tuple[int, ...] = ()
 
 
@@ -145,8 +152,8 @@ class EncodeJob(Job):
     kind: Literal["encode"] = "encode"
     side: Literal["images", "texts"] = "images"
     encoders: tuple[EncoderWork, ...]
-    batch_size: int
-    n_items: int
+    batch_size: int = Field(ge=1)
+    n_items: int = Field(ge=0)
 
 
 class SetFacts(BaseModel):
@@ -272,7 +279,7 @@ def read_facts(folder: Path) -> Job:
             hint="Use one release of chexgenbench in both environments.",
         )
     kind = values.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(
             f"{folder / JOB} is a job of the kind {kind!r}; this worker does {', '.join(_KINDS)}.",
             hint="Use one release of chexgenbench in both environments.",
@@ -307,6 +314,9 @@ def read_job(folder: Path) -> tuple[GenerateJob, list[Request]]:
         requests = [Request(**row | {"labels": dict(row["labels"] or ())}) for row in rows]
     except (ValueError, TypeError) as error:
         raise UserError(f"The job in {folder} cannot be read: {error}.") from error
+    odd = next((each.id for each in requests if not _NAME.fullmatch(each.id)), None)
+    if odd is not None:  # images are named by it
+        raise UserError(f"{folder / REQUESTS} has a request {odd!r}, which is no file name.")
     if len(requests) != job.n_requests:
         raise UserError(f"{folder / REQUESTS} has {len(requests)} of {job.n_requests} requests.")
     return job, requests

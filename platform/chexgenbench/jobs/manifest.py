@@ -134,7 +134,8 @@ class Tail(Generic[T]):
                     except (ValueError, TypeError, KeyError) as error:
                         raise ChexGenBenchError(
                             f"{path}, line {number} is damaged.",
-                            hint=f"Remove {path}: the images are then made again.",
+                            hint="`chexgenbench repair` makes again what it does not name any "
+                            "more.",
                         ) from error
                     self._read[path] = (offset, number)
                     yield value
@@ -181,10 +182,13 @@ def parts(folder: Path, name: str) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
+def manifest_row(values: Mapping[str, Any]) -> ManifestRow:
+    """The row of a line; `TypeError` or `KeyError` where it is none."""
+    return ManifestRow(**{**values, "flags": tuple(values["flags"])})
+
+
 def manifest_tail(folder: Path) -> Tail[ManifestRow]:
-    return Tail(
-        folder, MANIFEST, lambda values: ManifestRow(**{**values, "flags": tuple(values["flags"])})
-    )
+    return Tail(folder, MANIFEST, manifest_row)
 
 
 def calls_tail(folder: Path) -> Tail[Cut]:

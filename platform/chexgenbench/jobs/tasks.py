@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chexgenbench.errors import is_disk_fault
+from chexgenbench.errors import PLUGIN_FAULTS, is_disk_fault
 from chexgenbench.files import atomic_path, write_json
 from chexgenbench.jobs.job import (
     Counted,
@@ -208,7 +208,7 @@ def work(
         values = plain_result(result)
     except NotApplicable as error:
         status, reason, values = "skipped", str(error), {}
-    except Exception as error:  # a plugin: whatever it raises, the platform records it
+    except PLUGIN_FAULTS as error:  # whatever it raises, the platform records it
         if is_disk_fault(error):
             raise
         status, reason, values = "failed", f"{type(error).__name__}: {error}", {}

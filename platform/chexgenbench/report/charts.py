@@ -30,7 +30,7 @@ _SHAPES = (
 )
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4])
 
-_LINE = "#88888880"
+_LINE, _GRID = "#88888880", "#88888833"
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -40,7 +40,7 @@ _CONFIG: dict[str, Any] = {
         "titleColor": "currentColor",
         "domainColor": _LINE,
         "tickColor": _LINE,
-        "gridColor": "#88888833",
+        "gridColor": _GRID,
         "labelFontSize": 12,
         "titleFontSize": 12,
         "titleFontWeight": 600,
@@ -66,6 +66,8 @@ _CONFIG: dict[str, Any] = {
     },
     "text": {"color": "currentColor"},
 }
+_ZERO = "#888888"
+"""The grid's line at 0, which an axis has where its values or intervals lie on both sides."""
 _POINT = {"type": "point", "filled": True, "size": 90, "opacity": 1}
 
 
@@ -90,7 +92,7 @@ def charts() -> dict[str, dict[str, Any]]:
 
     - ``scatter``: model, x, x_low, x_high, y, y_low, y_high, text, label, published.
     - ``parallel``: model, score, order, good (1 the best, 0 the worst, null missing), at (good, or
-      where a missing one is marked), missing, text.
+      where a missing one is marked), text.
     - ``regimes``: model, regime, value, low, high, text.
     - ``ratios``: model, ratio, value, low, high, text.
     """
@@ -120,7 +122,13 @@ def _by(field: str) -> dict[str, Any]:
 
 
 def _number(field: str, **more: Any) -> dict[str, Any]:
-    return {"field": field, "type": "quantitative", "scale": {"zero": False}, **more}
+    at_zero = {"test": "datum.value === 0"}
+    axis = {
+        "gridColor": {"condition": {**at_zero, "value": _ZERO}, "value": _GRID},
+        "gridWidth": {"condition": {**at_zero, "value": 1.5}, "value": 1},
+    }
+    scale = {"zero": False}
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": axis, **more}
 
 
 _SHAPE = {"shape": _by("model")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chexgenbench.errors import UserError
-from chexgenbench.files import inside
+from chexgenbench.files import inside, sha256_file
 from chexgenbench.home import Home
 from chexgenbench.images import webp
 from chexgenbench.report.board import Cell, columns_of, number, read_cells
@@ -40,6 +40,7 @@ class Picture:
 class Row:
     """A prompt with pictures that belong to it."""
 
+    split: str
     prompt: str
     findings: tuple[str, ...]
     pictures: tuple[Picture, ...]
@@ -145,20 +146,46 @@ class _Shelf:
         source = self._inside(Path(root), path) if root and path else None
         return Picture(source, "real", "real image of the prompt")
 
-    def generated(self, run: str, path: str | None, note: str = "") -> Picture:
+    def generated(self, run: str, path: str | None, sha256: str | None, note: str = "") -> Picture:
         record = self.records[run]
         model = record["column"]
-        folder = self._home.generations / str(record["generation_id"])
-        source = self._inside(folder, path) if path else None
+        file = None
+        if path and record["model_plugin"] is None and Path(path).is_absolute():
+            file = Path(path)
+        elif path:
+            file = self._made_here(str(record["generation_id"]), path)
+        source = self._unchanged(file, sha256) if file else None
         return Picture(source, f"{model} ({note})" if note else model, f"image of {model}")
 
-    def file(self, path: str) -> str | None:
-        return self._thumbnail(Path(path))
+    def either(self, run: str, path: str | None, sha256: str | None) -> str | None:
+        """A file by its whole path, while it has the content that the run scored. Where the run
+        did not keep its hash, a file of the generations or of the run's real images."""
+        if not path:
+            return None
+        if sha256 is not None:
+            return self._unchanged(Path(path), sha256)
+        roots = [self._home.generations, Path(self.records[run]["images_root"] or "")]
+        found = (self._inside(root, path) for root in roots if root.is_absolute())
+        return next((picture for picture in found if picture), None)
+
+    def _unchanged(self, file: Path, sha256: str | None) -> str | None:
+        try:
+            # A device or a pipe need not end.
+            same = sha256 is not None and file.is_file() and sha256_file(file) == sha256
+        except (OSError, ValueError):
+            return None
+        return self._thumbnail(file) if same else None
+
+    def _made_here(self, generation: str, path: str) -> Path | None:
+        try:
+            return inside(inside(self._home.generations, generation), path)
+        except ValueError:  # a run that came from elsewhere may name any path
+            return None
 
     def _inside(self, root: Path, path: str) -> str | None:
         try:
             return self._thumbnail(inside(root, path))
-        except ValueError:  # a run that came from elsewhere may name any path
+        except ValueError:
             return None
 
     def _thumbnail(self, path: Path) -> str | None:
@@ -173,15 +200,36 @@ class _Shelf:
 
 
 def _gallery(store: Store, shelf: _Shelf) -> list[Row]:
-    """Prompts of the first run spread over the split and with each finding, and what each model
-    made of them."""
-    runs = list(shelf.records)
+    """Prompts of each split spread over it and with each finding, and what each model made of
+    them. The prompts are those of the run that has the most of its split."""
+    answered: dict[str, list[str]] = {}
+    for row in store.query(
+        "SELECT split, run_id FROM prompts WHERE list_contains($1, run_id) GROUP BY split, run_id "
+        "ORDER BY count(*) DESC, list_position($1, run_id)",
+        [list(shelf.records)],
+    ).to_pylist():
+        answered.setdefault(row["split"], []).append(row["run_id"])
+    order = list(shelf.records).index
+    splits = sorted(answered, key=lambda split: min(map(order, answered[split])))
+    return [
+        row
+        for split in splits
+        for row in _of_split(store, shelf, split, answered[split][0], answered[split])
+    ]
+
+
+def _of_split(
+    store: Store, shelf: _Shelf, split: str, lead: str, answered: Sequence[str]
+) -> list[Row]:
+    """The prompts of the run `lead`, and what the runs that have prompts of `split` made of those
+    that are theirs too: an id alone may name another prompt in another file."""
+    runs = [run for run in shelf.records if run in answered]
     rows = store.query(
         f"""
         WITH numbered AS (
             SELECT *, row_number() OVER (ORDER BY line, prompt_id) - 1 AS place,
                    count(*) OVER () AS size
-            FROM prompts WHERE run_id = $1
+            FROM prompts WHERE run_id = $1 AND split = $5
         ),
         labelled AS (
             SELECT prompt_id, finding, row_number() OVER (
@@ -197,11 +245,16 @@ def _gallery(store: Store, shelf: _Shelf) -> list[Row]:
             SELECT prompt_id FROM labelled WHERE nth <= $3
         ),
         made AS (
-            SELECT prompt_id, map(list(run_id), list(struct_pack(path, flags))) AS images
+            SELECT prompt_id, map(list(run_id), list(struct_pack(path, sha256, flags))) AS images
             FROM (
-                SELECT DISTINCT ON (run_id, prompt_id) run_id, prompt_id, path, flags FROM images
+                SELECT DISTINCT ON (run_id, prompt_id) run_id, prompt_id, path, sha256, flags
+                FROM images
+                SEMI JOIN (
+                    SELECT theirs.run_id, theirs.prompt_id
+                    FROM prompts AS theirs JOIN numbered AS n USING (split, prompt_id, prompt)
+                    WHERE n.prompt_id IN (FROM chosen)
+                ) USING (run_id, prompt_id)
                 WHERE repeat = 0 AND list_contains($4, run_id)
-                  AND prompt_id IN (FROM chosen)
             ) GROUP BY prompt_id
         )
         SELECT n.prompt, n.image_path, made.images,
@@ -210,16 +263,17 @@ def _gallery(store: Store, shelf: _Shelf) -> list[Row]:
         FROM numbered AS n JOIN chosen USING (prompt_id) LEFT JOIN made USING (prompt_id)
         ORDER BY n.place
         """,  # noqa: S608
-        [runs[0], SPREAD, OF_A_FINDING, runs],
+        [lead, SPREAD, OF_A_FINDING, runs, split],
     ).to_pylist()
     gallery = []
     for row in rows:
         images = dict(row["images"] or [])
-        pictures = [shelf.real(runs[0], row["image_path"])]
+        pictures = [shelf.real(lead, row["image_path"])]
         for run in runs:
-            image = images.get(run) or {"path": None, "flags": None}
-            pictures.append(shelf.generated(run, image["path"], ", ".join(image["flags"] or [])))
-        gallery.append(Row(row["prompt"], tuple(row["findings"]), tuple(pictures)))
+            image = images.get(run) or {"path": None, "sha256": None, "flags": None}
+            note = ", ".join(image["flags"] or [])
+            pictures.append(shelf.generated(run, image["path"], image["sha256"], note))
+        gallery.append(Row(split, row["prompt"], tuple(row["findings"]), tuple(pictures)))
     return gallery
 
 
@@ -274,7 +328,7 @@ def _extremes(store: Store, shelf: _Shelf, score: Mapping[str, Any]) -> dict[str
                 SELECT run_id, finding, 'worst', unnest(worst[:most]) FROM ends
             ) GROUP BY run_id, "end", key
         )
-        SELECT c.run_id, s.value, i.path, c."end", c.of, p.prompt, p.image_path,
+        SELECT c.run_id, s.value, i.path, i.sha256, c."end", c.of, p.split, p.prompt, p.image_path,
                coalesce((SELECT list(l.finding ORDER BY l.finding) FROM labelled AS l
                          WHERE l.run_id = c.run_id AND l.prompt_id = i.prompt_id), []) AS findings
         FROM chosen AS c
@@ -296,8 +350,11 @@ def _extremes(store: Store, shelf: _Shelf, score: Mapping[str, Any]) -> dict[str
     found: dict[str, list[Extreme]] = {r["column"]: [] for r in shelf.records.values()}
     for row in rows:
         run = row["run_id"]
-        pictures = (shelf.real(run, row["image_path"]), shelf.generated(run, row["path"]))
-        shown = Row(row["prompt"], tuple(row["findings"]), pictures)
+        pictures = (
+            shelf.real(run, row["image_path"]),
+            shelf.generated(run, row["path"], row["sha256"]),
+        )
+        shown = Row(row["split"], row["prompt"], tuple(row["findings"]), pictures)
         found[shelf.records[run]["column"]].append(
             Extreme(shown, row["end"], row["value"], tuple(row["of"]))
         )
@@ -307,8 +364,9 @@ def _extremes(store: Store, shelf: _Shelf, score: Mapping[str, Any]) -> dict[str
 def _pairs(store: Store, shelf: _Shelf) -> dict[tuple[str, str], list[Pair]]:
     """For each run and kind of pair the most telling ones."""
     rows = store.query(
-        "SELECT run_id, plugin, encoder, kind, value, flagged, path, other_path, other_real, "
-        "other_side FROM neighbours WHERE list_contains(?, run_id) AND rank <= ? "
+        "SELECT run_id, plugin, encoder, kind, value, flagged, path, sha256, "
+        "other_path, other_sha256, other_real, other_side FROM neighbours "
+        "WHERE list_contains(?, run_id) AND rank <= ? "
         "ORDER BY list_position(?, run_id), plugin, encoder, kind, rank",
         [list(shelf.records), PAIRS, list(shelf.records)],
     ).to_pylist()
@@ -321,9 +379,13 @@ def _pairs(store: Store, shelf: _Shelf) -> dict[tuple[str, str], list[Pair]]:
         flagged = bool(row["flagged"])
         found.setdefault((model, what), []).append(
             Pair(
-                Picture(shelf.file(row["path"]), model, f"image of {model}"),
                 Picture(
-                    shelf.file(row["other_path"]),
+                    shelf.either(row["run_id"], row["path"], row["sha256"]),
+                    model,
+                    f"image of {model}",
+                ),
+                Picture(
+                    shelf.either(row["run_id"], row["other_path"], row["other_sha256"]),
                     other,
                     f"{other} beside it, {number(row['value'])}{', flagged' if flagged else ''}",
                 ),

@@ -51,8 +51,11 @@
   // --- the paper's models ----------------------------------------------------------------------
   const published = document.getElementById("show-published");
   const withPaper = () => Boolean(published && published.checked);
+  // Without scripts all of the page is there; what is asked for here is hidden by them alone.
+  const showPaper = () => all(".published").forEach((each) => { each.hidden = !withPaper(); });
+  showPaper();
   if (published) published.addEventListener("change", () => {
-    all(".published").forEach((each) => { each.hidden = !published.checked; });
+    showPaper();
     draws.forEach((draw) => draw());
     live.textContent = published.checked ? "models of the paper are shown" : "models of the paper are hidden";
   });
@@ -100,13 +103,15 @@
   all("select[data-filter]").forEach((select) => {
     const place = document.querySelector(select.dataset.filter);
     const count = select.parentElement.querySelector(".count");
+    const rows = all("article", place);
+    const choose = () => rows.forEach((row) => {
+      const known = row.dataset.of === undefined ? row.dataset.findings : row.dataset.of;
+      const wanted = select.value || (row.dataset.of === undefined ? "" : "all");
+      row.hidden = wanted !== "" && !known.split("|").includes(wanted);
+    });
+    choose();
     select.addEventListener("change", () => {
-      const rows = all("article", place);
-      rows.forEach((row) => {
-        const known = row.dataset.of === undefined ? row.dataset.findings : row.dataset.of;
-        const wanted = select.value || (row.dataset.of === undefined ? "" : "all");
-        row.hidden = wanted !== "" && !known.split("|").includes(wanted);
-      });
+      choose();
       count.textContent = `${rows.filter((row) => !row.hidden).length} shown`;
     });
   });
@@ -140,9 +145,14 @@
     }
     return rows;
   };
+  const apart = "not comparable with these runs";
   const paperRows = (scores) => data.published
-    .filter((row) => [...scores].some((place) => data.scores[place].subset === "overall" && data.scores[place].metric === row.metric && data.scores[place].encoder === row.encoder))
-    .map((row) => [`${row.model} (published)`, "", "", row.split, row.protocol, row.metric, row.encoder, "", "overall", "", row.value, ...numbers.slice(1).map(() => null)]);
+    .map((row) => [row, row.scores.find((place) => scores.has(place))])
+    .filter(([, place]) => place !== undefined)
+    .map(([row, place]) => {
+      const known = { value: row.value, warning: row.comparable.includes(place) ? null : apart };
+      return [`${row.model} (published)`, "", "", row.split, row.protocol, row.metric, row.encoder, "", "overall", data.scores[place].higher, ...numbers.map((name) => known[name] ?? null)];
+    });
   const tableRows = (table) => [...table.rows].map((row) => [...row.cells].map((cell) => {
     if ("v" in cell.dataset) return cell.dataset.v === "" ? null : Number(cell.dataset.v);
     return cell.textContent.replace(/\s+/g, " ").trim();
@@ -160,6 +170,7 @@
   // --- charts ----------------------------------------------------------------------------------
   const draws = [];
   const short = (value) => (value === null ? "no value" : String(Number(value.toPrecision(4))));
+  const inSuite = (score) => data.columns.map((_, column) => column).filter((column) => data.runs[column].suite === score.suite);
   const several = new Set(data.scores.map((score) => score.encoder).filter(Boolean)).size > 1;
   const title = (score) => (several && score.encoder ? `${score.metric} (${score.encoder})` : score.metric);
   // score -> subset -> column -> place in the cells
@@ -224,10 +235,9 @@
   };
   const paperValue = (choice, model) => {
     const [kind, place] = choice.split(":");
-    const score = data.scores[Number(place)];
-    if (kind === "excess" || score.subset !== "overall") return null;
-    const row = data.published.find((each) => each.model === model && each.metric === score.metric && each.encoder === score.encoder);
-    return row ? { value: row.value, low: null, high: null } : null;
+    if (kind === "excess") return null;
+    const row = data.published.find((each) => each.model === model && each.scores.includes(Number(place)));
+    return row ? { value: row.value, low: null, high: null, apart: !row.comparable.includes(Number(place)) } : null;
   };
   // Names of points that lie on each other stand together, beside the first.
   const label = (rows) => {
@@ -246,14 +256,17 @@
       ...(score.controlled ? [[score.group, option(`${title(score)}, excess over control`, `excess:${score.place}`)]] : []),
     ]));
     const starts = data.start[figure.dataset.start];
+    const controlled = taken.filter((score) => score.controlled);
+    // A run is of one suite, and so are the scores that a point can have.
+    const first = figure.dataset.start === "privacy" ? controlled[0] || taken[0] : taken[0];
+    const known = taken.filter((score) => score.suite === first.suite);
     const begin = (select, wanted, fallback) => {
       select.append(...options());
-      const hit = wanted.map((name) => taken.find((score) => score.metric === name)).find(Boolean) || fallback;
+      const hit = wanted.map((name) => known.find((score) => score.metric === name)).find(Boolean) || fallback;
       if (hit) select.value = (figure.dataset.start === "privacy" && hit.controlled ? "excess:" : "value:") + hit.place;
     };
-    const controlled = taken.filter((score) => score.controlled);
-    begin(x, starts[0], taken[0]);
-    begin(y, starts[1], figure.dataset.start === "privacy" ? controlled[0] : taken[1] || taken[0]);
+    begin(x, starts[0], known[0]);
+    begin(y, starts[1], figure.dataset.start === "privacy" ? first : known[1] || known[0]);
     const axis = (choice) => {
       const [kind, place] = choice.split(":");
       const score = data.scores[Number(place)];
@@ -264,15 +277,22 @@
       const [across, up] = [axis(x.value), axis(y.value)];
       const row = (model, a, b, isPaper) => ({
         model, published: isPaper, x: a.value, x_low: a.low, x_high: a.high, y: b.value, y_low: b.low, y_high: b.high,
-        text: `${model}: ${across.text} ${short(a.value)}, ${up.text} ${short(b.value)}`,
+        text: `${model}: ${across.text} ${short(a.value)}, ${up.text} ${short(b.value)}${a.apart || b.apart ? `, ${apart}` : ""}`,
       });
       const rows = [];
       const add = (model, a, b, isPaper) => { if (a && b && a.value !== null && b.value !== null) rows.push(row(model, a, b, isPaper)); };
       data.columns.forEach((model, column) => add(model, axisValue(x.value, column), axisValue(y.value, column), false));
+      figure.querySelector(".lacking").textContent = rows.length ? "" : "No run has both scores.";
       if (withPaper()) new Set(data.published.map((each) => each.model)).forEach((model) => add(paper(model), paperValue(x.value, model), paperValue(y.value, model), true));
+      const place = figure.querySelector(".draw");
+      if (!rows.length) { // an axis of nothing has no size
+        place.replaceChildren();
+        ["role", "aria-label", "aria-roledescription"].forEach((name) => place.removeAttribute(name));
+        return null;
+      }
       label(rows);
       const said = `${across.text} against ${up.text}. ${rows.map((each) => each.text).join(". ")}`;
-      return show(figure.querySelector(".draw"), "scatter", rows, rows.map((each) => each.model), said, (spec) => {
+      return show(place, "scatter", rows, rows.map((each) => each.model), said, (spec) => {
         titled(spec, "x", across.higher ? `${across.text}  →` : `←  ${across.text}`);
         titled(spec, "y", `${up.higher ? "↑" : "↓"}  ${up.text}`);
         if (rows.length > 8) spec.layer.pop(); // names beside so many points cover each other
@@ -287,20 +307,25 @@
     const select = figure.querySelector("[data-group]");
     select.append(...[...new Set(taken.map((score) => score.group))].map((group) => option(group, group)));
     const draw = () => {
-      const scores = taken.filter((score) => score.group === select.value).slice(0, MOST);
+      const group = taken.filter((score) => score.group === select.value);
+      const scores = group.slice(0, MOST);
+      const columns = inSuite(scores[0]);
+      const models = columns.map((column) => data.columns[column]);
+      const left = group.length - scores.length;
+      figure.querySelector(".left").textContent = left ? `The first ${MOST} of ${group.length} scores: ${left} are left out.` : "";
       const rows = scores.flatMap((score, order) => {
-        const values = data.columns.map((_, column) => cell(score.place, score.subset, column)?.value ?? null);
+        const values = columns.map((column) => cell(score.place, score.subset, column)?.value ?? null);
         const known = values.filter((value) => value !== null);
         const [low, high] = [Math.min(...known), Math.max(...known)];
-        return data.columns.map((model, column) => {
-          const value = values[column];
+        return models.map((model, at) => {
+          const value = values[at];
           const part = high > low ? (value - low) / (high - low) : 1;
           const good = value === null ? null : score.higher || high === low ? part : 1 - part;
-          return { model, score: title(score), order, good, at: good === null ? -0.15 : good, missing: good === null, text: `${model}, ${title(score)}: ${value === null ? "not taken" : short(value)}` };
+          return { model, score: title(score), order, good, at: good === null ? -0.15 : good, text: `${model}, ${title(score)}: ${value === null ? "not taken" : short(value)}` };
         });
       });
-      const said = `${select.value}: ${scores.length} scores of ${data.columns.length} models, each from the worst to the best of these models`;
-      return show(figure.querySelector(".draw"), "parallel", rows, data.columns, said);
+      const said = `${select.value}: ${scores.length} scores of ${models.length} models, each from the worst to the best of these models`;
+      return show(figure.querySelector(".draw"), "parallel", rows, models, said);
     };
     select.addEventListener("change", draw);
     return draw;
@@ -319,22 +344,25 @@
     };
     const draw = async () => {
       const { name, points } = data.curves[curve.value];
-      const rows = points.flatMap(([regime, score, ratio]) => data.columns.flatMap((model, column) => {
+      const columns = inSuite(data.scores[points[0][1]]);
+      const models = columns.map((column) => data.columns[column]);
+      const rows = points.flatMap(([regime, score, ratio]) => columns.flatMap((column) => {
+        const model = data.columns[column];
         const from = cell(score, subset.value, column);
         if (!from || from.value === null) return [];
         return [{ model, regime, ratio, value: from.value, low: from.ci_low, high: from.ci_high, text: `${model}, ${regime}: ${short(from.value)}` }];
       }));
       const said = `${name}, ${subset.value}: ${rows.map((row) => row.text).join("; ")}`;
-      await show(figure.querySelector(".draw"), "regimes", rows, data.columns, said, (spec) => titled(spec, "y", name));
+      await show(figure.querySelector(".draw"), "regimes", rows, models, said, (spec) => titled(spec, "y", name));
       // One point a ratio: augmented is ratio 1 where ratio-1 was not taken.
       const exact = new Set(rows.filter((row) => row.regime.startsWith("ratio-")).map((row) => row.ratio));
       const lines = rows.filter((row) => row.ratio !== null && !(row.regime === "augmented" && exact.has(1)));
       const exactly = new Set(lines.map((row) => row.ratio));
       // Beside each other, so that no interval hides another.
       const step = 0.012 * Math.max(...lines.map((row) => row.ratio));
-      lines.forEach((row) => { row.ratio += step * (data.columns.indexOf(row.model) - (data.columns.length - 1) / 2); });
+      lines.forEach((row) => { row.ratio += step * (models.indexOf(row.model) - (models.length - 1) / 2); });
       ratios.hidden = exactly.size < 2;
-      if (!ratios.hidden) await show(ratios.querySelector(".draw"), "ratios", lines, data.columns, `${name} by ratio: ${lines.map((row) => row.text).join("; ")}`, (spec) => titled(spec, "y", name));
+      if (!ratios.hidden) await show(ratios.querySelector(".draw"), "ratios", lines, models, `${name} by ratio: ${lines.map((row) => row.text).join("; ")}`, (spec) => titled(spec, "y", name));
     };
     fill();
     curve.addEventListener("change", () => { fill(); draw(); });

@@ -19,12 +19,13 @@ from chexgenbench.report.board import MACRO, OVERALL, number
 from chexgenbench.report.charts import NOTICE, charts, looks, program
 from chexgenbench.report.collect import Facts, collect
 from chexgenbench.report.tables import (
-    CONTROLLED,
-    IMAGES,
+    Published,
     Score,
     board_tables,
+    heading,
     heat_tables,
     notes_of,
+    published_of,
     published_table,
     scores_of,
     utility_curves,
@@ -90,7 +91,8 @@ def render(facts: Facts, drawing: str) -> str:
 
     style, script = part("page.css"), part("page.js")
     scores = scores_of(facts.cells, facts.records)
-    boards = board_tables(scores, facts.columns, facts.published, facts.records)
+    published = published_of(scores, facts.published, facts.records)
+    boards = board_tables(scores, published, facts.records)
     policy = "; ".join(
         (
             "default-src 'none'",
@@ -108,13 +110,13 @@ def render(facts: Facts, drawing: str) -> str:
         style=style,
         script=script,
         drawing=drawing,
-        data=_script_json(_data(facts, scores)),
+        data=_script_json(_data(facts, scores, published)),
         facts=facts,
         findings=FINDINGS,
         boards=boards,
-        heat=heat_tables(scores, facts.columns),
+        heat=heat_tables(scores),
         published=published_table(facts.published),
-        matched=any(row["published"] for table in boards for row in table["rows"]),
+        matched=bool(published),
         notes=notes_of(scores, facts.records),
         said={
             name: ", ".join(dict.fromkeys(str(record[name]) for record in facts.records))
@@ -126,6 +128,9 @@ def render(facts: Facts, drawing: str) -> str:
         curves=utility_curves(scores),
         controlled=any(score.controlled for score in scores),
         has_data=bool(boards),
+        stages=STAGES,
+        suites=len({score.suite for score in scores}),
+        splits=len({row.split for row in facts.gallery}),
     )
 
 
@@ -158,7 +163,6 @@ _CELL = (
     "excess",
     "excess_low",
     "excess_high",
-    "rank",
     "n_real",
     "n_fake",
     "status",
@@ -167,7 +171,7 @@ _CELL = (
 )
 
 
-def _data(facts: Facts, scores: Sequence[Score]) -> dict[str, Any]:
+def _data(facts: Facts, scores: Sequence[Score], published: Sequence[Published]) -> dict[str, Any]:
     """What the page's script works on: every score once, by column, and the charts."""
     rows = [
         (place, cell)
@@ -178,12 +182,13 @@ def _data(facts: Facts, scores: Sequence[Score]) -> dict[str, Any]:
     subsets = list(dict.fromkeys((OVERALL, MACRO, *(cell.subset for _, cell in rows))))
     column_place = {name: place for place, name in enumerate(facts.columns)}
     subset_place = {name: place for place, name in enumerate(subsets)}
-    published = [
-        {name: row[name] for name in ("model", "metric", "encoder", "value", "split", "protocol")}
-        for row in facts.published
-        if row["subset"] == OVERALL
+    facts_of = ("model", "metric", "encoder", "value", "split", "protocol")
+    theirs = [
+        {name: each.row[name] for name in facts_of}
+        | {"scores": each.places, "comparable": each.comparable}
+        for each in published
     ]
-    names = [*facts.columns, *dict.fromkeys(f"{row['model']} (paper)" for row in published)]
+    names = [*facts.columns, *dict.fromkeys(f"{row['model']} (paper)" for row in theirs)]
     return {
         "columns": facts.columns,
         "runs": [
@@ -196,7 +201,8 @@ def _data(facts: Facts, scores: Sequence[Score]) -> dict[str, Any]:
                 "plugin": score.plugin,
                 "metric": score.metric,
                 "encoder": score.encoder,
-                "group": score.group,
+                "suite": score.suite,
+                "group": heading(score, scores),
                 "subset": score.subset,
                 "higher": score.higher_is_better,
                 "taken": score.taken,
@@ -210,10 +216,11 @@ def _data(facts: Facts, scores: Sequence[Score]) -> dict[str, Any]:
             "column": [column_place[cell.column] for _, cell in rows],
             "subset": [subset_place[cell.subset] for _, cell in rows],
             **{name: [_finite(getattr(cell, name)) for _, cell in rows] for name in _CELL},
+            # The tables withhold ranks that say nothing.
+            "rank": [cell.rank if scores[place].ranked else None for place, cell in rows],
         },
-        "published": published,
+        "published": theirs,
         "curves": utility_curves(scores),
-        "groups": {"images": IMAGES, "controlled": CONTROLLED},
         "start": {
             "fidelity": [_FIDELITY, _DIVERSITY],
             "privacy": [_ALIGNED, _LEAKS],
@@ -228,6 +235,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+STAGES = ("generate", "encode real", "encode generated", "score", "store")
+"""Of a run, whose record tells the seconds of each that it had."""
+
+
 def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run cost, in seconds and bytes; None where the record does not say."""
     whole: float | None = None
@@ -235,6 +246,8 @@ def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
     if begun is not None and ended is not None:
         whole = (ended - begun).total_seconds()
     hardware = record["hardware"] or {}
+    told = hardware.get("seconds")
+    seconds = told if isinstance(told, dict) else {}  # a record from elsewhere holds anything
     machine = [str(hardware[name]) for name in ("processor", "system") if hardware.get(name)]
     devices = [str(device) for device in hardware.get("devices") or []]
     return {
@@ -243,9 +256,15 @@ def _cost(record: Mapping[str, Any]) -> dict[str, Any]:
         "each_said": number(record["images_per_second"], 3),
         "generating": record["seconds_generating"],
         "whole": whole,
+        "stages": [_seconds(seconds.get(stage)) for stage in STAGES],
         "memory": record["peak_memory"],
         "machine": ", ".join([*machine, *(device for device in devices if device != "cpu")]),
     }
+
+
+def _seconds(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if known and 0 <= value < 1e12 else None
 
 
 def _time(value: Any) -> datetime.datetime | None:

@@ -11,6 +11,7 @@ from chexgenbench.report.board import MACRO, OVERALL, Cell, control, interval, n
 from chexgenbench.types import FINDINGS
 
 IMAGES, CONTROLLED = "Fidelity, diversity and alignment", "Privacy: scores with a control"
+_UTILITY = "Utility: "
 _DIFFERENCE = "_difference_"
 SMALL = 2
 """The `warning_level` from which a cell is hatched."""
@@ -18,9 +19,12 @@ SMALL = 2
 
 @dataclass(frozen=True)
 class Score:
-    """One score of all models: a column of the board, and a table by finding.
+    """One score of all models of a suite: a column of the board, and a table by finding.
+
+    Models are ranked, and their scores compare, within a suite only.
 
     Attributes:
+        columns: the models of the suite.
         group: heading of the table that it stands in.
         base, regime: of a score of something trained: its name without the regime, and the regime;
             the regime is empty for a difference of regimes.
@@ -28,6 +32,8 @@ class Score:
         cells: subset to column to cell.
     """
 
+    suite: str
+    columns: Sequence[str]
     plugin: str
     metric: str
     encoder: str
@@ -54,6 +60,11 @@ class Score:
     def board(self) -> Mapping[str, Cell]:
         """Column to the cell of the board."""
         return self.cells.get(self.subset, {})
+
+    @property
+    def of_training(self) -> bool:
+        """Whether something was trained: its generated images are those of the training set."""
+        return self.group.startswith(_UTILITY)
 
     @property
     def taken(self) -> bool:
@@ -87,12 +98,24 @@ class Score:
 
 
 def scores_of(cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> list[Score]:
-    """The scores in the order of the store, each in its group.
+    """The scores of each suite in the order of the store, each in its group.
 
     A metric that names ``regimes`` among its parameters trains something on each of them, and
     calls its scores after them. One with a score whose control was taken as its value was is about
     copies, patients or members. The others say how generated images compare with real ones.
     """
+    scores: list[Score] = []
+    for suite in dict.fromkeys(record["suite"] for record in records):
+        own = [record for record in records if record["suite"] == suite]
+        columns = [record["column"] for record in own]
+        scores += _of_suite(suite, [cell for cell in cells if cell.column in columns], own)
+    return scores
+
+
+def _of_suite(
+    suite: str, cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]
+) -> list[Score]:
+    columns = [record["column"] for record in records]
     regimes: dict[str, list[str]] = {}
     for record in records:
         for name, metric in (record["metrics"] or {}).items():
@@ -113,10 +136,12 @@ def scores_of(cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> li
         base, regime = _regime(metric, known)
         place = known.index(regime) if regime else len(known)
         if plugin in regimes:
-            group = f"Utility: {base} ({plugin}{f' on {encoder}' if encoder else ''})"
+            group = f"{_UTILITY}{base} ({plugin}{f' on {encoder}' if encoder else ''})"
         else:
             group = CONTROLLED if plugin in controlled else IMAGES
-        scores.append(Score(plugin, metric, encoder, group, base, regime, place, subsets))
+        scores.append(
+            Score(suite, columns, plugin, metric, encoder, group, base, regime, place, subsets)
+        )
     return scores
 
 
@@ -136,47 +161,71 @@ def _regime(metric: str, regimes: Sequence[str]) -> tuple[str, str]:
     return metric, ""
 
 
+def heading(score: Score, scores: Sequence[Score]) -> str:
+    """What stands above the scores of a group, with the suite where there are several."""
+    return _of_its_suite(score, scores) + score.group
+
+
+def _of_its_suite(score: Score, scores: Sequence[Score]) -> str:
+    several = len({other.suite for other in scores}) > 1
+    return f"Suite {score.suite}: " if several else ""
+
+
 def board_tables(
     scores: Sequence[Score],
-    columns: Sequence[str],
-    published: Sequence[Mapping[str, Any]],
+    published: Sequence[Published],
     records: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """A table a group: models down, scores across, sorted by the first score.
+    """A table a suite and group: models down, scores across, sorted by the first score.
 
     A model of the paper is a row of its own where a score has its metric and encoder.
     """
+    taken = [(place, score) for place, score in enumerate(scores) if score.taken]
+    groups: dict[tuple[str, str], list[tuple[int, Score]]] = {}
+    for place, score in taken:
+        groups.setdefault((score.suite, score.group), []).append((place, score))
     tables = []
-    for group in dict.fromkeys(score.group for score in scores if score.taken):
-        chosen = [score for score in scores if score.group == group and score.taken]
-        axes = {id(score): _axis(score) for score in chosen}
+    for (suite, group), placed in groups.items():
+        places, chosen = [place for place, _ in placed], [score for _, score in placed]
+        axes = [_axis(score) for score in chosen]
         rows: list[dict[str, Any]] = [
             {
                 "model": column,
                 "published": None,
                 "cells": [
-                    _entry(score, score.board.get(column), axes[id(score)]) for score in chosen
+                    _entry(score, score.board.get(column), axis)
+                    for score, axis in zip(chosen, axes, strict=True)
                 ],
             }
-            for column in columns
+            for column in chosen[0].columns
         ]
         rows.sort(key=lambda row: row["cells"][0]["order"])
-        rows += _published_rows(chosen, published, records)
+        rows += _published_rows(places, published)
         tables.append(
             {
-                "title": group,
+                "title": heading(chosen[0], scores),
+                "group": group,
+                "suite": suite,
+                "of_training": chosen[0].of_training,
                 "scores": chosen,
                 "rows": rows,
-                "indices": ",".join(str(scores.index(score)) for score in chosen),
+                "indices": ",".join(map(str, places)),
             }
         )
     # The order that a reader needs: images, privacy, utility.
-    tables.sort(key=lambda table: (table["title"] != IMAGES, table["title"] != CONTROLLED))
+    order = list(dict.fromkeys(record["suite"] for record in records))
+    tables.sort(
+        key=lambda table: (
+            order.index(table["suite"]),
+            table["group"] != IMAGES,
+            table["group"] != CONTROLLED,
+        )
+    )
     return tables
 
 
 def _axis(score: Score) -> tuple[float, float]:
-    """Lower end and length of a score's axis: 0, its values and its intervals lie on it."""
+    """Lower end and length of a score's axis: 0, its values, intervals and controls lie on it."""
     ends = [
         end
         for cell in score.board.values()
@@ -205,6 +254,8 @@ def _entry(score: Score, cell: Cell | None, axis: tuple[float, float]) -> dict[s
         "control": control(cell),
         "notes": "; ".join(dict.fromkeys(filter(None, (cell.reason, cell.warning)))),
         "at": 100 * (cell.value - low) / span,
+        # An end of the axis needs no mark.
+        "zero": 100 * -low / span if 0 < -low < span else None,
         "left": 100 * (left - low) / span,
         "width": max(100 * (right - left) / span, 0.5),
         "floor": 100 * (cell.floor - low) / span
@@ -213,53 +264,85 @@ def _entry(score: Score, cell: Cell | None, axis: tuple[float, float]) -> dict[s
     }
 
 
-def _published_rows(
+@dataclass(frozen=True)
+class Published:
+    """A number of the paper, and the scores of this page that are its like.
+
+    Attributes:
+        row: of `published`.
+        places: of the scores with its metric, encoder and subset.
+        comparable: those of them whose runs have its split and protocol.
+    """
+
+    row: Mapping[str, Any]
+    places: tuple[int, ...]
+    comparable: tuple[int, ...]
+
+
+def published_of(
     scores: Sequence[Score],
     published: Sequence[Mapping[str, Any]],
     records: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    numbers = {
-        (row["model"], row["metric"], row["encoder"]): row
-        for row in published
-        if row["subset"] == OVERALL and row["encoder"]
-    }
-    # A score of another subset or of a task that the paper does not take so is no match.
-    wanted = {(s.metric, s.encoder) for s in scores if s.subset == OVERALL}
-    models = dict.fromkeys(model for model, *score in numbers if tuple(score) in wanted)
-    ours = {(record["split"], record["protocol"]) for record in records}
-    rows = []
-    for model in models:
-        cells: list[dict[str, Any]] = []
-        source: Mapping[str, Any] = {}
-        for score in scores:
-            found = numbers.get((model, score.metric, score.encoder))
-            if found is None or found["value"] is None or score.subset != OVERALL:
-                cells.append({"text": None, "why": "not in the paper", "value": None})
-                continue
-            source = found
-            cells.append(
-                {
-                    "text": number(found["value"]),
-                    "value": found["value"],
-                    "rank": None,
-                    "interval": "",
-                    "control": "",
-                    "notes": found["note"] or "",
-                    "at": None,
-                }
-            )
-        if not source:
+) -> list[Published]:
+    """The paper's overall numbers that stand beside a score of this page.
+
+    A number of the paper without an encoder is of none that there is here, so that a score of
+    equal name without an encoder is no like of it; nor is one that has no overall value.
+    """
+    wanted: dict[tuple[str, str], list[int]] = {}
+    for place, score in enumerate(scores):
+        if score.subset == OVERALL and score.encoder and score.taken:
+            wanted.setdefault((score.metric, score.encoder), []).append(place)
+    found = []
+    for row in published:
+        places = wanted.get((row["metric"], row["encoder"]))
+        if row["subset"] != OVERALL or row["value"] is None or not places:
             continue
-        same = ours == {(source["split"], source["protocol"])}
+        theirs = {(row["split"], row["protocol"])}
+        same = [
+            place
+            for place in places
+            if theirs
+            == {
+                (record["split"], record["protocol"])
+                for record in records
+                if record["column"] in scores[place].columns
+            }
+        ]
+        found.append(Published(row, tuple(places), tuple(same)))
+    return found
+
+
+def _published_rows(places: Sequence[int], published: Sequence[Published]) -> list[dict[str, Any]]:
+    """The models of the paper beside the scores at `places`, which are of one suite."""
+    numbers = {(each.row["model"], place): each for each in published for place in each.places}
+    rows = []
+    for model in dict.fromkeys(model for model, place in numbers if place in places):
+        known = {place: numbers[model, place] for place in places if (model, place) in numbers}
+        first, each = next(iter(known.items()))
         rows.append(
             {
                 "model": model,
-                "published": f"from the paper: {source['split']}, {source['protocol']} protocol"
-                + ("" if same else "; not comparable with these runs"),
-                "cells": cells,
+                "published": f"from the paper: {each.row['split']}, {each.row['protocol']} protocol"
+                + ("" if first in each.comparable else "; not comparable with these runs"),
+                "cells": [_published_entry(known.get(place)) for place in places],
             }
         )
     return rows
+
+
+def _published_entry(each: Published | None) -> dict[str, Any]:
+    if each is None:
+        return {"text": None, "why": "not in the paper", "value": None}
+    return {
+        "text": number(each.row["value"]),
+        "value": each.row["value"],
+        "rank": None,
+        "interval": "",
+        "control": "",
+        "notes": each.row["note"] or "",
+        "at": None,
+    }
 
 
 def published_table(published: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -279,9 +362,11 @@ def published_table(published: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def heat_tables(scores: Sequence[Score], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """A table a score: findings down, models across, shaded from the worst to the best."""
+def heat_tables(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """A table a score: findings down, models across, shaded from the worst to the best; all alike
+    where there is no worst."""
     tables: list[dict[str, Any]] = []
+    suites = list(dict.fromkeys(score.suite for score in scores))
     for place, score in enumerate(scores):
         cells = [
             cell
@@ -292,7 +377,7 @@ def heat_tables(scores: Sequence[Score], columns: Sequence[str]) -> list[dict[st
         values = [cell.value for cell in cells if cell.value is not None]
         if not values:
             continue
-        low, span = min(values), (max(values) - min(values)) or 1.0
+        ends = min(values), max(values)
         rows = []
         for finding in FINDINGS:
             row = score.cells.get(finding, {})
@@ -300,24 +385,34 @@ def heat_tables(scores: Sequence[Score], columns: Sequence[str]) -> list[dict[st
                 {
                     "finding": finding,
                     "n": max((cell.n_fake or 0 for cell in row.values()), default=0),
-                    "cells": [_shaded(score, row.get(column), low, span) for column in columns],
+                    "cells": [_shaded(score, row.get(column), ends) for column in score.columns],
                 }
             )
-        tables.append({"score": score, "index": place, "rows": rows})
-    tables.sort(key=lambda table: (table["score"].group != IMAGES,))
+        tables.append(
+            {
+                "score": score,
+                "title": heading(score, scores),
+                "place": suites.index(score.suite),
+                "index": place,
+                "rows": rows,
+            }
+        )
+    tables.sort(key=lambda table: (table["place"], table["score"].group != IMAGES))
     return tables
 
 
-def _shaded(score: Score, cell: Cell | None, low: float, span: float) -> dict[str, Any]:
+def _shaded(score: Score, cell: Cell | None, ends: tuple[float, float]) -> dict[str, Any]:
     if cell is None:
         return {"text": None, "value": None, "weak": False, "said": "not taken"}
     if cell.value is None:
         return {"text": None, "value": None, "weak": False, "said": cell.reason or cell.status}
-    good = (cell.value - low) / span
+    low, high = ends
+    good = (cell.value - low) / (high - low) if high > low else 0.5
     no_interval = f"no interval: {cell.reason}" if cell.reason else "no interval"
     parts = [interval(cell) or no_interval]
     if cell.n_fake:
-        parts.append(f"{cell.n_fake} images")
+        what = "generated images trained on" if score.of_training else "images"
+        parts.append(f"{cell.n_fake} {what}")
     if cell.rank is not None and score.ranked:
         parts.append(f"rank {cell.rank}")
     if control(cell):
@@ -341,11 +436,11 @@ def _shaded(score: Score, cell: Cell | None, low: float, span: float) -> dict[st
 def utility_curves(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Each score of something trained: its name, and its regimes in order, each with the place of
     its score and the generated images for each real one, where it says so."""
-    curves: dict[str, list[tuple[str, int, float | None]]] = {}
+    curves: dict[str, list[tuple[str, int, float | None]]] = {}  # a name has the suite in it
     for index, score in sorted(enumerate(scores), key=lambda pair: pair[1].place):
         cells = [cell for row in score.cells.values() for cell in row.values()]
         if score.regime and any(cell.value is not None for cell in cells):
-            name = score.group.removeprefix("Utility: ")
+            name = _of_its_suite(score, scores) + score.group.removeprefix(_UTILITY)
             curves.setdefault(name, []).append((score.regime, index, _ratio(score.regime)))
     return [{"name": name, "points": points} for name, points in curves.items()]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from chexgenbench.errors import PLUGIN_FAULTS
 from chexgenbench.features.extract import EncoderPlan, read_texts
 from chexgenbench.files import digest
 from chexgenbench.registry import Plugin
@@ -253,7 +254,7 @@ def _set_metric(
             floors = take_floor(
                 compare, real, fake, encoded.names, setting.floors, basis, seed=setting.seed
             )
-        except Exception as error:  # the score itself stands
+        except PLUGIN_FAULTS as error:  # the score itself stands
             why = f"no floor: {type(error).__name__}: {error}"
             found = [
                 replace(item, warning="; ".join(filter(None, (item.warning, why))))
@@ -268,7 +269,7 @@ def _sample_metric(
 ) -> tuple[list[Score], list[SampleScore]]:
     fake = encoded.fake
     samples: list[SampleScore] = []
-    fault: Exception | None = None
+    fault: Exception | SystemExit | None = None
     values: dict[str, NDArray[np.float64]] = {}
     try:
         _require(len(fake) > 0, "no generated image")
@@ -282,7 +283,7 @@ def _sample_metric(
             spread = np.full(len(sides.fake), np.nan)
             spread[encoded.fake_kept] = array
             samples.append(SampleScore(name, encoded.encoder, spread))
-    except Exception as error:
+    except PLUGIN_FAULTS as error:
         fault = error
 
     scores: list[Score] = []
@@ -379,7 +380,7 @@ def _scores(
         estimates = dict(run())
     except NotApplicable as error:
         status, reason = "skipped", str(error)
-    except Exception as error:  # a metric is a plugin: whatever it raises, the others stand
+    except PLUGIN_FAULTS as error:  # a metric is a plugin: whatever it raises, the others stand
         status, reason = "failed", f"{type(error).__name__}: {error}"
     for declared in spec.scores:
         estimate = estimates.get(declared.name)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from chexgenbench.types import FINDINGS
 
-RECORD_VERSION = 4
+if TYPE_CHECKING:
+    import pandas as pd  # a command that asks the store starts without it
+
+RECORD_VERSION = 5
 """The newest `RunRecord.schema_version` that this release reads."""
 
 
@@ -268,7 +270,7 @@ def conform(name: str, table: pa.Table | pd.DataFrame, optional: Collection[str]
         ValueError: when a column is missing, unknown or does not convert.
     """
     schema = RUN_TABLES[name]
-    columns = list(table.columns) if isinstance(table, pd.DataFrame) else table.column_names
+    columns = table.column_names if isinstance(table, pa.Table) else list(table.columns)
     lacking = [column for column in schema.names if column in optional and column not in columns]
     if lacking and isinstance(table, pa.Table):
         for column in lacking:
@@ -280,12 +282,12 @@ def conform(name: str, table: pa.Table | pd.DataFrame, optional: Collection[str]
     if missing or unknown:
         raise ValueError(f"table {name!r}: missing columns {missing}, unknown columns {unknown}")
     try:
-        if isinstance(table, pd.DataFrame):
+        if isinstance(table, pa.Table):
+            result = table.select(schema.names).cast(schema)
+        else:
             result = pa.Table.from_pandas(
                 table[list(schema.names)], schema=schema, preserve_index=False
             )
-        else:
-            result = table.select(schema.names).cast(schema)
     except pa.ArrowException as error:
         raise ValueError(f"table {name!r}: {error}") from error
     for index, field in enumerate(schema):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexgenbench.errors import UserError, unknown_name
-from chexgenbench.files import atomic_path
+from chexgenbench.files import atomic_path, escaped
 
 Format = Literal["table", "csv", "json", "parquet"]
 FORMATS: tuple[Format, ...] = ("table", "csv", "json", "parquet")
@@ -104,7 +104,7 @@ def _json(table: pa.Table) -> str:
         dict(zip(names, map(_plain, row), strict=True))
         for row in zip(*_columns(table), strict=True)
     ]
-    return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return escaped(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def _shown(value: Any) -> str:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from chexgenbench.errors import UserError
-from chexgenbench.files import atomic_path, read_json, write_json
+from chexgenbench.files import atomic_path, digest, read_json, write_json
 from chexgenbench.store.records import RECORD_VERSION, RUN_TABLES, RunRecord, absent, conform
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RECORD_NAME = "run.json"
+
+_AGAIN = (
+    "`chexgenbench repair` makes it again from the store; else delete the directory and run again."
+)
+
+_SEAL = "sha256"
+"""The key of the record's own hash; records up to version 4 have none."""
 
 
 def write_run(
@@ -31,14 +41,15 @@ def write_run(
     with _writing(folder):
         for name, table in ready.items():
             with atomic_path(folder / f"{name}.parquet") as temporary:
-                pq.write_table(table, temporary, compression="zstd")
+                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
         write_record(folder, record)
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Writes ``run.json`` alone, atomically."""
     with _writing(folder):
-        write_json(folder / RECORD_NAME, record.model_dump(mode="json"))
+        value = record.model_dump(mode="json")
+        write_json(folder / RECORD_NAME, {**value, _SEAL: digest(value)})
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -51,6 +62,13 @@ def read_record(folder: Path) -> RunRecord:
             f"{path} has schema version {version}; this release reads up to {RECORD_VERSION}.",
             hint="Update chexgenbench, or move the run out of the runs folder.",
         )
+    if isinstance(value, dict) and _SEAL in value:
+        seal = value.pop(_SEAL)
+        if seal != digest(value):
+            raise UserError(
+                f"{path} is damaged: its content is not what was written.",
+                hint="`chexgenbench repair` makes it again from the store.",
+            )
     try:
         record = RunRecord.model_validate(value)
     except ValidationError as error:
@@ -74,15 +92,14 @@ def read_table(folder: Path, name: str, record: RunRecord) -> pa.Table:
     optional = absent(name, record.schema_version)
     if not path.is_file():
         if record.status == "finished" and not set(RUN_TABLES[name].names) <= optional:
-            raise UserError(f"{path} is missing.", hint="Delete the directory and run again.")
+            raise UserError(f"{path} is missing.", hint=_AGAIN)
         return RUN_TABLES[name].empty_table()
     try:
-        table = conform(name, pq.read_table(path, partitioning=None), optional)
+        read = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        table = conform(name, read, optional)
         _check_owner(name, table, record)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}.", hint="Delete the directory and run again."
-        ) from error
+        raise UserError(f"{path} cannot be read: {error}.", hint=_AGAIN) from error
     return table
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
-import pandas as pd
 
 from chexgenbench.errors import UserError
 from chexgenbench.store.records import ADDED
 from chexgenbench.types import FINDINGS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REBUILD = "Run `chexgenbench store rebuild` to make it again from the run directories."
 
@@ -688,6 +691,8 @@ _PUBLISHED_METRICS: dict[str, tuple[str, str, bool]] = {
 
 def published_rows() -> pd.DataFrame:
     """The published numbers, one a row."""
+    import pandas as pd
+
     facts = pd.read_csv(PUBLISHED / "fidelity.csv").set_index("model")
     rows: list[dict[str, object]] = []
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,8 @@ class Store:
                     warnings.simplefilter("ignore", UserWarning)
                     return result.to_arrow_table()
             except duckdb.Error as error:
+                if _is_damage(error):
+                    raise self._unreadable(error) from error
                 raise UserError(
                     str(error).strip(),
                     hint="Tables and columns: chexgenbench query "
@@ -147,7 +151,65 @@ class Store:
         """The answer to one of the platform's own statements, a part at a time."""
         self._require()
         with self._reading() as connection:
-            yield connection.cursor().sql(sql).to_arrow_reader(_ROWS)
+            try:
+                yield connection.cursor().sql(sql).to_arrow_reader(_ROWS)
+            except duckdb.Error as error:
+                if _is_damage(error):
+                    raise self._unreadable(error) from error
+                raise
+
+    def copy_of(self, version: int) -> Path:
+        """Where a store of that older schema is kept when it is brought to this release's."""
+        return self.path.with_name(f"{self.path.stem}-schema-{version}{self.path.suffix}")
+
+    def run_ids(self) -> list[str]:
+        """The runs that it has, by name; none where there is no store."""
+        if not self.path.is_file():
+            return []
+        ids: list[str] = self.query("SELECT run_id FROM runs ORDER BY 1").column(0).to_pylist()
+        return ids
+
+    def run(self, run_id: str) -> tuple[RunRecord, dict[str, pa.Table]]:
+        """The record and the tables of a run as its directory has them, from what was taken in."""
+        rows = self.rows(run_id)
+        (row,) = rows.pop("runs").to_pylist()
+        del row["model_id"]
+        row |= {name: json.loads(row[name]) for name in _JSON if row[name] is not None}
+        row |= {
+            name: value.replace(tzinfo=UTC).isoformat()
+            for name, value in row.items()
+            if isinstance(value, datetime)
+        }
+        known = {name: value for name, value in row.items() if value is not None}
+        tables = {name: _as_text(table) for name, table in rows.items()}
+        return RunRecord.model_validate(known), tables
+
+    def rows(self, run_id: str) -> dict[str, pa.Table]:
+        """The rows of a run by table, as it was taken in; of ``runs`` as well."""
+        return {
+            name: self.query(
+                f"SELECT {_columns(name)} FROM {name} WHERE run_id = ?",  # noqa: S608
+                [run_id],
+            )
+            for name in ("runs", *SCHEMAS)
+        }
+
+    def differing(self, folders: Iterable[Path]) -> Iterator[tuple[str, list[str]]]:
+        """Of each run directory, the tables that have other rows here, and the run's name.
+
+        Raises:
+            UserError: a directory or the store cannot be read.
+        """
+        there = set(self.run_ids())
+        with duckdb.connect() as connection:
+            migrate(connection, self.path)
+            for folder in folders:
+                run = _read(folder)
+                name = run.record.run_id
+                _load(connection, [run], others=there)
+                stored = self.rows(name)
+                yield name, [each for each in stored if not _equal(connection, each, stored[each])]
+                _remove(connection, [name])
 
     def _require(self) -> None:
         if not self.path.is_file():
@@ -189,7 +251,7 @@ class Store:
 
     def _unreadable(self, error: duckdb.Error) -> UserError:
         text = str(error)
-        if "lock" in text.lower():
+        if re.search(r"\block\b", text, re.IGNORECASE) and not _is_damage(error):
             return UserError(
                 f"{self.path} is open for writing in another program: {text}",
                 hint="Close it there, or open it read-only.",
@@ -197,7 +259,10 @@ class Store:
         return UserError(f"{self.path} cannot be read: {text}", hint=REBUILD)
 
     def _change(self, change: _Change, *, fresh: bool = False) -> None:
-        """Applies `change` to a copy of the store, or to an empty one, and puts it in place."""
+        """Applies `change` to a copy of the store, or to an empty one, and puts it in place.
+
+        A store of an older schema is kept beside it, as `copy_of` names it.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS):
@@ -212,15 +277,23 @@ class Store:
             duckdb.IOException,
             duckdb.OutOfMemoryException,
             duckdb.FatalException,  # a checkpoint on a full disk
+            duckdb.TransactionException,  # a commit there
         ) as error:
+            if isinstance(error, duckdb.Error) and _is_damage(error):
+                raise self._unreadable(error) from error
             raise UserError(
                 f"{self.path} cannot be written: {error}. What was there before is unchanged.",
                 hint="Free some disk space or make the folder writable; then "
                 "`chexgenbench store rebuild` takes in what is missing.",
             ) from error
+        except duckdb.Error as error:
+            if _is_damage(error):
+                raise self._unreadable(error) from error
+            raise
 
     def _change_locked(self, change: _Change, *, fresh: bool) -> None:
         remove_leftovers(self.path.parent, self.path.suffix)
+        remove_leftovers(self.path.parent, f"{self.path.suffix}.wal")
         with atomic_path(self.path) as temporary:
             log = Path(f"{temporary}.wal")
             try:
@@ -231,6 +304,10 @@ class Store:
                 try:
                     connection = duckdb.connect(str(temporary), config=_STORAGE)
                     try:
+                        before = version_of(connection, self.path)
+                        if 0 < before < SCHEMA_VERSION:
+                            with atomic_path(self.copy_of(before)) as kept:
+                                shutil.copyfile(self.path, kept)
                         migrate(connection, self.path)
                     except BaseException:
                         connection.close()
@@ -256,6 +333,17 @@ class Store:
         _sync_folder(self.path.parent)
 
 
+def _is_damage(error: duckdb.Error) -> bool:
+    """Whether DuckDB found that a file is not what was written.
+
+    Its errors have no kind for that; the words are those of its storage layer.
+    """
+    text = str(error).lower()
+    return any(
+        word in text for word in ("corrupt", "checksum", "deserialize", "serialization error")
+    )
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return
@@ -279,6 +367,37 @@ def _read(folder: Path) -> _Run:
     return _Run(record, tables)
 
 
+def _equal(connection: duckdb.DuckDBPyConnection, name: str, stored: pa.Table) -> bool:
+    """Whether a table has these rows, in whatever order."""
+    ours = f"(SELECT {_columns(name)} FROM {name})"  # noqa: S608
+    connection.register("stored", stored)
+    try:
+        apart = connection.execute(
+            f"SELECT count(*) FROM (({ours} EXCEPT ALL FROM stored) "  # noqa: S608
+            f"UNION ALL (FROM stored EXCEPT ALL {ours}))"
+        ).fetchall()
+    finally:
+        connection.unregister("stored")
+    return apart == [(0,)]
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    """The table with its times as run directories have them."""
+    for at, column in enumerate(table.schema):
+        if pa.types.is_timestamp(column.type):
+            times = [
+                None if time is None else time.replace(tzinfo=UTC).isoformat()
+                for time in table.column(at).to_pylist()
+            ]
+            table = table.set_column(at, column.name, pa.array(times, pa.string()))
+    return table
+
+
+def _columns(table: str) -> str:
+    """All of them, in one order: a store of an older schema has later ones at the end."""
+    return ", ".join(f'"{column}"' for column, _, _ in TABLES[table].columns)
+
+
 def _remove(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> None:
     for table in ("runs", *SCHEMAS):
         connection.execute(
@@ -288,7 +407,14 @@ def _remove(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> No
     connection.execute("DELETE FROM models WHERE model_id NOT IN (SELECT model_id FROM runs)")
 
 
-def _load(connection: duckdb.DuckDBPyConnection, runs: Sequence[_Run]) -> None:
+def _load(
+    connection: duckdb.DuckDBPyConnection, runs: Sequence[_Run], others: Iterable[str] = ()
+) -> None:
+    """Puts runs in.
+
+    Args:
+        others: runs that count as known beside those that are there.
+    """
     if not runs:
         return
     _remove(connection, [run.record.run_id for run in runs])
@@ -308,7 +434,11 @@ def _load(connection: duckdb.DuckDBPyConnection, runs: Sequence[_Run]) -> None:
     for name in SCHEMAS:
         _insert(connection, name, pa.concat_tables([run.tables[name] for run in runs]))
     # A run directory may remember a run that was deleted since.
-    connection.execute("DELETE FROM differences WHERE other_run NOT IN (SELECT run_id FROM runs)")
+    connection.execute(
+        "DELETE FROM differences WHERE other_run NOT IN "
+        "(SELECT run_id FROM runs UNION ALL SELECT unnest(?::VARCHAR[]))",
+        [list(others)],
+    )
 
 
 def _insert(

@@ -27,6 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Function = Callable[[Subject], str]
 
 _COMMON: dict[str, Function] = {
+    "name": common.named,
     "summary": common.summary,
     "licence": common.licence,
     "descriptions": common.described,
@@ -132,6 +133,10 @@ class Check:
             if is_disk_fault(error):
                 raise
             status, detail = "failed", f"{type(error).__name__}: {error}"
+        if status == "failed":
+            first = self._subject.faults.setdefault(detail, self.name)
+            if first != self.name:
+                status, detail, hint = "skipped", f"not taken: what {first} found stops it", ""
         return Result(
             plugin=self.plugin,
             kind=self._subject.spec.kind,

@@ -2,7 +2,7 @@
 
 An order has a task: ``check`` takes the checks and notes each beginning and end as a line of
 ``events.jsonl``, so that the parent knows which one hung; ``modules`` says what importing the
-plugins imports; ``make`` makes the kit's images or features again.
+plugins imports and does; ``make`` makes the kit's images or features again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def main(order_file: str) -> None:
     """Does what the order says."""
     order = json.loads(Path(order_file).read_text(encoding="utf-8"))
     folder = Path(order["folder"])
-    if order["task"] == "modules":
-        _answer(folder, _modules(order))
-    elif order["task"] == "make":
-        _answer(folder, _make(order, folder))
+    if order["task"] in ("modules", "make"):
+        task = _modules if order["task"] == "modules" else _make
+        answer = task(order, folder)
+        (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+        # A thread or an exit function of the plugin's would keep an ordinary end waiting.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(0)
     else:
         # The parent holds our standard input; when it ends, so do we.
         threading.Thread(target=_end_with_input, daemon=True).start()
         _check(order, folder)
-
-
-def _answer(folder: Path, value: Any) -> None:
-    (folder / "answer.json").write_text(json.dumps(value), encoding="utf-8")
 
 
 def _end_with_input() -> None:
@@ -54,8 +54,9 @@ def _origin(order: Mapping[str, Any]) -> Any:
     )
 
 
-def _modules(order: Mapping[str, Any]) -> list[str]:
-    """Top-level modules that are there after importing the plugin's module and calling its hooks.
+def _modules(order: Mapping[str, Any], folder: Path) -> dict[str, list[str]]:
+    """Top-level modules that are there after importing the plugin's module and calling its hooks,
+    and what that did besides.
 
     Of the platform only what finds plugins is imported before, which is light.
     """
@@ -65,6 +66,8 @@ def _modules(order: Mapping[str, Any]) -> list[str]:
     from chexgenbench.testing.find import onto_path
 
     onto_path(_origin(order))
+    sys.dont_write_bytecode = True  # that would be a file that importing writes
+    watch = _Watch(folder / "printed")
     source: str = order["source"]
     if Path(source).is_absolute():
         module = import_file(Path(source))
@@ -75,7 +78,70 @@ def _modules(order: Mapping[str, Any]) -> list[str]:
         hook = getattr(module, f"chexgenbench_{kind}", None)
         if hook is not None:
             list(hook())
-    return sorted({name.partition(".")[0] for name in sys.modules})
+    did = watch.end()
+    return {"modules": sorted({name.partition(".")[0] for name in sys.modules}), "did": did}
+
+
+class _Watch:
+    """What code does beside defining things: prints, files, connections, processes, threads."""
+
+    def __init__(self, printed: Path) -> None:
+        self._did: dict[str, None] = {}
+        self._on = True
+        self._printed = printed
+        self._threads = set(threading.enumerate())
+        # The file and not `sys.stdout`, so that what C code and processes print counts as well.
+        with printed.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+        sys.addaudithook(self._hear)
+
+    def end(self) -> list[str]:
+        self._on = False
+        sys.stdout.flush()
+        if self._printed.stat().st_size:
+            self._did["prints"] = None
+        for thread in set(threading.enumerate()) - self._threads:
+            self._did[f"starts the thread {thread.name!r}"] = None
+        return list(self._did)
+
+    def _hear(self, event: str, facts: tuple[Any, ...]) -> None:
+        said = _deed(event, facts) if self._on else ""
+        if said:
+            self._did[said] = None
+
+
+_STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
+_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod")
+
+
+def _deed(event: str, facts: tuple[Any, ...]) -> str:
+    """What an audit event of Python's says was done, in words; empty where it is of no account.
+
+    >>> _deed("open", ("/tmp/x", "w", os.O_WRONLY)), _deed("open", ("/tmp/x", "r", os.O_RDONLY))
+    ("writes to '/tmp/x'", '')
+    >>> _deed("socket.bind", (None, ("::1", 0, 0, 0)))  # how urllib3 asks whether there is IPv6
+    ''
+    """
+    if event == "open":
+        path, _, flags = facts
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        text = _path(path)
+        return f"writes to {text!r}" if writes and text and not text.startswith("/dev/") else ""
+    if event in _CHANGES:
+        return f"changes files ({event} of {_path(facts[0])!r})"
+    if event in _STARTS:
+        return "starts a process"
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        return "uses the network"
+    if event == "socket.bind":
+        address = facts[1]
+        return "opens a socket" if not isinstance(address, tuple) or address[1] else ""
+    return ""
+
+
+def _path(place: object) -> str:
+    """Empty where it is the number of an open file."""
+    return os.fsdecode(place) if isinstance(place, str | bytes | os.PathLike) else ""
 
 
 def _plugin(order: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable
 
@@ -41,6 +42,23 @@ HEAVY = (
 _LONGEST_SUMMARY = 100
 
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+
+def named(subject: Subject) -> str:
+    """A name that can be typed after an option, and told from others where case is not."""
+    said: str = subject.spec.name
+    if ":" in subject.plugin.text:
+        raise Skip("the user's text names it")
+    if not _NAME.fullmatch(said):
+        raise Fault(
+            f"{said!r} cannot be typed as the name of a {subject.spec.kind}",
+            "use small letters, digits, dots, hyphens and underscores, a letter or digit first, at "
+            "most 100 characters: folders and files are called so",
+        )
+    return said
+
+
 def summary(subject: Subject) -> str:
     text = subject.spec.summary
     if not isinstance(text, str) or not text.strip():
@@ -74,14 +92,21 @@ def described(subject: Subject) -> str:
 
 
 def lazy(subject: Subject) -> str:
-    """Lists the plugins in a fresh process, and looks at what was imported."""
-    loaded = subject.elsewhere("modules")
-    heavy = sorted(set(loaded) & set(HEAVY))
+    """Lists the plugins in a fresh process, and looks at what that imported and did."""
+    found = subject.elsewhere("modules")
+    heavy = sorted(set(found["modules"]) & set(HEAVY))
     if heavy:
         raise Fault(
             f"importing the plugin's file imports {', '.join(heavy)}, for every command that lists "
             "plugins",
             "import them inside the methods, or name the class by a text: load='package.file:Mine'",
+        )
+    if found["did"]:
+        raise Fault(
+            f"importing the plugin's file {shorten(found['did'])}; every command that lists "
+            "plugins would",
+            "importing a plugin must do nothing but define it: move this into the class that "
+            "`load` names",
         )
     return ""
 

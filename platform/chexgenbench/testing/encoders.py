@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 COUNT = 6
 _SHAPES = ((96, 96), (160, 90), (70, 128), (224, 224))
+_FLAT = (0, 255)
+"""Grey levels of pictures without any contrast."""
+
 TEXTS = (
     "Large left pleural effusion.",
     "No acute cardiopulmonary process.",
@@ -49,6 +52,11 @@ def _run(encoder: Any, batch: torch.Tensor) -> dict[str, NDArray[Any]]:
 
     with torch.inference_mode():
         outputs = encoder.encode(batch)
+    if not isinstance(outputs, Mapping):
+        raise Fault(
+            f"encode() returns a {type(outputs).__name__}, not a mapping of output to rows",
+            'return {"features": rows}, with rows float32 [n, d]',
+        )
     return {name: np.asarray(rows) for name, rows in outputs.items()}
 
 
@@ -100,7 +108,7 @@ def preprocess(subject: Subject) -> str:
 
 
 def outputs(subject: Subject) -> str:
-    """Names, widths, type and values are as declared."""
+    """Names, widths, type and values are as declared, of pictures of one grey level as well."""
     found = _first(subject)
     declared = dict(subject.spec.outputs)
     if set(found) != set(declared):
@@ -121,6 +129,15 @@ def outputs(subject: Subject) -> str:
         np.allclose(chances.sum(1), 1, atol=1e-3) and chances.min() >= -1e-6
     ):
         raise Fault(f"rows of probabilities sum to {chances.sum(1).min():.4g}", "take a softmax")
+    flat = encode(subject.instance, [Image.new("L", _SHAPES[0], grey) for grey in _FLAT])
+    for name, rows in flat.items():
+        for grey, row in zip(_FLAT, rows, strict=True):
+            if not np.isfinite(row).all():
+                raise Fault(
+                    f"{name!r} of an image that is {grey} everywhere holds NaN or infinity",
+                    "a failed model makes such images: add a small number to what is divided by, "
+                    "such as a standard deviation or a length",
+                )
     return ", ".join(f"{name} [{width}]" for name, width in declared.items())
 
 

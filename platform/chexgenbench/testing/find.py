@@ -87,7 +87,29 @@ def load(origin: Origin) -> Registry:
         UserError: a file that cannot be used.
     """
     onto_path(origin)
-    return load_registry([Path(file) for file in origin.files], _users_folder())
+    try:
+        return load_registry([Path(file) for file in origin.files], _users_folder())
+    except UserError as error:
+        if origin.files and error.message.startswith("Two "):
+            error.hint = (
+                "Is the file a part of a package that is installed? Check the package's folder, or "
+                "the plugin by its name, in place of the file. Else rename one of them."
+            )
+        elif origin.files and not error.hint:
+            error.hint = _how_to_mend(error.message)
+        raise
+
+
+def _how_to_mend(reason: str) -> str:
+    """What to do about a plugin that cannot be imported."""
+    if "ModuleNotFoundError" in reason:
+        return (
+            "Install the module, or import it inside the class that `load` names and say "
+            'requires=("MODULE",).'
+        )
+    if "SyntaxError" in reason or "IndentationError" in reason:
+        return "Mend the line that is named."
+    return "Importing the module and calling its hooks must work by themselves."
 
 
 def onto_path(origin: Origin) -> None:
@@ -134,7 +156,9 @@ def plugins_of(
         where = origin.distribution or Path(origin.files[0]).name
         raise UserError(
             f"There is no {what} in {where}." if not reason else f"{where}: {reason}",
-            hint="Mark a function chexgenbench_models (or _encoders, _metrics, _splits, _judges) "
+            hint=_how_to_mend(reason)
+            if reason
+            else "Mark a function chexgenbench_models (or _encoders, _metrics, _splits, _judges) "
             "with @chexgenbench.hookimpl.",
         )
     return found

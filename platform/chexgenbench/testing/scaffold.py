@@ -46,13 +46,14 @@ def create(kind: str, name: str, into: Path, registry: Registry) -> list[Path]:
     """
     module = check_name(kind, name, registry)
     target = into / name
-    if target.exists() or target.is_symlink():
+    if into.is_dir() and (target.exists() or target.is_symlink()):
         raise UserError(
             f"{target} exists.",
             hint="Choose another name, or another place: --into FOLDER.",
         )
     if not into.is_dir():
-        raise UserError(f"The folder {into} does not exist.")
+        fault = "is no folder" if into.exists() else "does not exist"
+        raise UserError(f"{into} {fault}.", hint="--into takes a folder that is there.")
     facts = {
         "name": name,
         "module": module,

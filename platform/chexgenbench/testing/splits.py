@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chexgenbench.errors import UserError
@@ -18,6 +20,8 @@ LOOKED_AT = 5000
 """Rows a side whose image file is looked for."""
 
 DECODED = 16
+
+_OPTION = re.compile(r"--column (\w+)=(\w*)")
 
 _PATIENTS = re.compile(r"credential|physionet|data use|\bDUA\b|restricted|confidential", re.I)
 
@@ -75,10 +79,14 @@ def _tables(subject: Subject) -> dict[str, PromptTable]:
                 images_root=images,
                 columns=found.columns,
                 materialise=found.materialise,
+                labeller=found.labeller,
             )
         except UserError as error:
-            hint = f"{error.hint or ''} Try: chexgenbench splits validate {path}"
-            raise Fault(error.message, hint) from error
+            # The author names columns in the plugin, where others type an option.
+            hint = _OPTION.sub(r'SplitSource(columns={"\1": "\2"})', error.hint or "")
+            raise Fault(
+                error.message, f"{hint} Try: chexgenbench splits validate {shlex.quote(str(path))}"
+            ) from error
     return tables
 
 
@@ -107,7 +115,10 @@ def images(subject: Subject) -> str:
         if not procedural:
             bad += _unreadable(prompts, rows[DECODED:LOOKED_AT], decode=False)
         if bad:
-            raise Fault(f"the {side} side: {bad[0]} ({len(bad)} such rows)", "look at images_root")
+            raise Fault(
+                f"the {side} side: {bad[0]} ({len(bad)} rows without an image that can be used)",
+                "image paths start from images_root, and none leads out of it",
+            )
         drawn = ", drawn when they are needed" if procedural else ""
         said.append(f"{side}: {len(rows)}{drawn}")
     if all(each.endswith("none named") for each in said):
@@ -119,16 +130,26 @@ def _unreadable(prompts: PromptTable, rows: Sequence[int], *, decode: bool) -> l
     bad = []
     for row in rows:
         line = prompts.table["line"].iloc[row]
-        try:
-            path = prompts.path(row)
-            if decode:
-                read_image(path)
-            elif not path.is_file():
-                raise BadImage("the image is missing")
-        except BadImage:
-            # Without the path, which may name a patient.
-            bad.append(f"line {line} of {prompts.source_file.name}: no image that can be read")
+        why = _why_unreadable(prompts, row, decode=decode)
+        if why:
+            bad.append(f"line {line} of {prompts.source_file.name}: {why}")
     return bad
+
+
+def _why_unreadable(prompts: PromptTable, row: int, *, decode: bool) -> str:
+    """Empty where nothing is wrong; without the path, which may name a patient."""
+    try:
+        path = prompts.path(row)
+    except BadImage:
+        return "the path leads out of the folder of the images"
+    if not path.is_file():
+        return "the image is missing"
+    if decode:
+        try:
+            read_image(path)
+        except BadImage:
+            return "the file is no image that can be read"
+    return ""
 
 
 def patients(subject: Subject) -> str:
@@ -151,7 +172,11 @@ def patients(subject: Subject) -> str:
 def credentialed(subject: Subject) -> str:
     """A licence that restricts the data goes with the flag that keeps them off pages."""
     said = f"{subject.spec.licence} {subject.spec.summary}"
-    if subject.spec.credentialed:
+    restricted = subject.spec.credentialed
+    with suppress(Skip, Fault):  # what is wrong with the source is said by its own check
+        of_source = _source(subject).credentialed
+        restricted = restricted if of_source is None else of_source
+    if restricted:
         return "credentialed: texts and images stay off pages and exports"
     if _PATIENTS.search(said):
         raise Fault(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.executors.launch import last_line
 from chexgenbench.registry import Plugin
 from chexgenbench.testing.results import Fault, Skip
 from chexgenbench.types import Context
@@ -100,6 +101,8 @@ class Subject:
         self.folder = folder
         self.settings = settings
         self.origin = origin
+        # What is wrong to the check that found it, so that one fault is said once.
+        self.faults: dict[str, str] = {}
         self.kept: dict[str, Any] = {}
         self._fault: str | None = None
 
@@ -195,19 +198,25 @@ class Subject:
             "folder": str(folder),
         }
         (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
+        log = folder / "log.txt"
         try:
-            done = subprocess.run(
-                child_command(folder / "order.json"),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=self.settings.seconds,
-            )
+            # Into a file: a pipe stays open for as long as a process that the plugin started.
+            with log.open("wb") as said:
+                done = subprocess.run(
+                    child_command(folder / "order.json"),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    timeout=self.settings.seconds,
+                )
         except subprocess.TimeoutExpired as error:
-            raise Fault(f"a fresh process was not ready after {error.timeout:.0f} s") from error
+            raise Fault(
+                f"a fresh process was not ready after {error.timeout:g} s",
+                "a plugin may not wait for anything that does not come; a longer wait: --timeout",
+            ) from error
         answer = folder / "answer.json"
         if done.returncode or not answer.is_file():
-            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            last = said[-1] if said else f"exit code {done.returncode}"
+            last = last_line(log) or f"exit code {done.returncode}"
             raise Fault(f"a fresh process could not do the same: {last}")
         return json.loads(answer.read_text(encoding="utf-8"))
 

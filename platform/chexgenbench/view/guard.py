@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,23 +41,26 @@ class Guard:
     """Lets a request to `app` through, or answers it with the reason why not.
 
     A token in the address buys a cookie, and the address is asked for again without it; from then
-    on the cookie counts. Cookies know no ports, so a page of another server on this machine would
-    send it too: hence the looks at Host (against a foreign name that points here), Origin and
-    Sec-Fetch-Site.
+    on the cookie counts. Cookies know no ports: those of this machine's servers go to all of them.
+    Hence the whole site lies below a random folder, which the cookie is for: a browser sends it to
+    another server only where that knows the folder and leads the user to its own page there. A
+    page of another server could also make the browser ask here: hence the looks at Host (against a
+    foreign name that points here), Origin and Sec-Fetch-Site.
 
     Args:
         port: where the server listens, on 127.0.0.1.
+        root: the folder, such as ``/k3x``; see `new_root`.
     """
 
-    def __init__(self, app: App, port: int) -> None:
-        self._app = app
+    def __init__(self, app: App, port: int, root: str) -> None:
+        self._app, self._root = app, root
         self._hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
         self._cookie_name = f"chexgenbench-{port}"
         self._cookie = secrets.token_urlsafe(32)
         self._token = secrets.token_urlsafe(32)
         self._once: set[str] = set()
         self._lock = threading.Lock()
-        self.url = f"http://{self._hosts[0]}/?{TOKEN}={self._token}"
+        self.url = f"http://{self._hosts[0]}{root}/?{TOKEN}={self._token}"
 
     def url_for_once(self) -> str:
         """An address that works a single time: other users of the machine see the arguments of the
@@ -65,7 +68,7 @@ class Guard:
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._once.add(token)
-        return f"http://{self._hosts[0]}/?{TOKEN}={token}"
+        return f"http://{self._hosts[0]}{self._root}/?{TOKEN}={token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +91,7 @@ class Guard:
         if self._has_cookie(headers):
             token, query = self._split(scope)
             if token is None:
-                await self._app(scope, receive, sent)
+                await self._app(self._below(scope), receive, sent)
                 return
             await _answer(sent, 303, "", [(b"location", _place(scope, query))])
             return
@@ -97,7 +100,9 @@ class Guard:
             what = "This address holds no token." if token is None else "The token is not valid."
             await _answer(sent, 403, f"{what} Open the address that the terminal shows.")
             return
-        cookie = f"{self._cookie_name}={self._cookie}; Path=/; HttpOnly; SameSite=Strict"
+        cookie = (
+            f"{self._cookie_name}={self._cookie}; Path={self._root}/; HttpOnly; SameSite=Strict"
+        )
         more = [(b"location", _place(scope, query)), (b"set-cookie", cookie.encode())]
         await _answer(sent, 303, "", more)
 
@@ -105,6 +110,8 @@ class Guard:
         hosts = headers.get("host", [])
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             return 403, "The explorer answers to 127.0.0.1 and localhost alone."
+        if not _raw(scope).startswith(f"{self._root}/"):
+            return 403, "This is no address of the explorer. Open the one that the terminal shows."
         if scope["method"] not in _METHODS:
             return 405, "The explorer is read-only."
         if len(scope["query_string"]) > _LONGEST:
@@ -117,6 +124,11 @@ class Guard:
         if any(site not in _OWN for site in headers.get("sec-fetch-site", [])):
             return 403, "The request comes from another page. Open the address in a new tab."
         return None
+
+    def _below(self, scope: Scope) -> Scope:
+        """The request as the application knows its addresses."""
+        raw = _raw(scope)[len(self._root) :]
+        return {**scope, "path": unquote(raw), "raw_path": raw.encode("latin-1")}
 
     def _has_cookie(self, headers: dict[str, list[str]]) -> bool:
         pairs = "; ".join(headers.get("cookie", [])).split(";")
@@ -141,9 +153,19 @@ class Guard:
         return (token if token is None or token.isascii() else ""), urlencode(others)
 
 
+def new_root() -> str:
+    """A random folder of addresses."""
+    return f"/{secrets.token_hex(8)}"
+
+
+def _raw(scope: Scope) -> str:
+    """The path as it was sent."""
+    return bytes(scope.get("raw_path") or b"/").decode("latin-1")
+
+
 def _place(scope: Scope, query: str) -> bytes:
-    """The address again, without its token; one slash leads it, so that it stays on this server."""
-    path = "/" + bytes(scope.get("raw_path") or b"/").decode("latin-1").lstrip("/\\")
+    """The address again, without its token; it begins with the folder, and so stays here."""
+    path = _raw(scope)
     return (f"{path}?{query}" if query else path).encode("latin-1")
 
 

@@ -85,6 +85,7 @@ class Progress:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._counted: dict[Path, tuple[int, int, int]] = {}
+        self._ended: dict[Path, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def look(self) -> list[Work]:
@@ -96,9 +97,14 @@ class Progress:
         found: list[tuple[str, Work]] = []
         taken: set[str] = set()
         for record in self._running():
-            pools = record.get("pools") or {}
+            pools = record.get("pools")
             sets = {"images": record.get("generation_id")}
-            sets |= {name: pool.get("generation") for name, pool in pools.items()}
+            if isinstance(pools, dict):
+                sets |= {
+                    name: pool.get("generation")
+                    for name, pool in pools.items()
+                    if isinstance(pool, dict)
+                }
             folders = {what: self._folder(name) for what, name in sets.items() if name}
             taken |= {folder.name for folder in folders.values() if folder is not None}
             makes = tuple(
@@ -132,14 +138,26 @@ class Progress:
         return [work for _, work in sorted(found, key=lambda each: each[0], reverse=True)]
 
     def _running(self) -> Iterator[dict[str, Any]]:
+        """Records of those that have not ended; the others are read once, as long as the file is
+        the same."""
+        ended: dict[Path, tuple[int, int]] = {}
         for folder in _folders(self._home.runs):
-            record = _json(folder / "run.json")
-            if (
-                record is not None
-                and record.get("status") == "running"
-                and record.get("run_id") == folder.name
-            ):
+            path = folder / "run.json"
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            key = (status.st_ino, status.st_mtime_ns)
+            if self._ended.get(path) == key:
+                ended[path] = key
+                continue
+            record = _json(path)
+            if record is None or record.get("status") != "running":
+                if time.time() - status.st_mtime > _FRESH:  # two changes may have one time
+                    ended[path] = key
+            elif record.get("run_id") == folder.name:
                 yield record
+        self._ended = ended
 
     def _folder(self, name: object) -> Path | None:
         """The generation of that name, which comes from a file and may be anything."""
@@ -290,7 +308,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _folders(root: Path) -> list[Path]:
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir())
+        with os.scandir(root) as found:
+            return sorted(Path(each.path) for each in found if each.is_dir())
     except OSError:
         return []
 

@@ -6,13 +6,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from chexgenbench.errors import UserError
 from chexgenbench.report.board import MACRO, OVERALL
 from chexgenbench.types import FINDINGS
 from chexgenbench.view.reader import Session
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -26,6 +30,7 @@ IMAGES = 24
 _SCORES = 6
 """Columns of scores in the list of runs, unless others are asked for."""
 
+_FINITE = "CASE WHEN isfinite(value) THEN value END"
 _STRIP = 8
 _OTHERS = 24
 _BINS = 30
@@ -245,6 +250,7 @@ class Run:
     flags: list[Row]
     samples: list[Row]
     strip: list[Row]
+    pairs: int
 
 
 def facts_of(session: Session, run: str) -> Row:
@@ -303,6 +309,7 @@ def run(session: Session, name: str, given: Any) -> Run:
             f"ORDER BY prompt_id, repeat LIMIT {_STRIP}",
             [name],
         ),
+        pairs=session.rows("SELECT count(*) AS n FROM neighbours WHERE run_id = ?", [name])[0]["n"],
     )
 
 
@@ -422,8 +429,9 @@ def gallery(session: Session, name: str, given: Any) -> Gallery:
     value, sort = "NULL::DOUBLE", ""
     if sample is not None:
         joined += (
-            " LEFT JOIN (SELECT image_id, value FROM sample_scores WHERE run_id = $run "
-            "AND metric = $metric AND encoder = $encoder) AS s ON s.image_id = i.image_id"
+            f" LEFT JOIN (SELECT image_id, {_FINITE} AS value FROM sample_scores "  # noqa: S608
+            "WHERE run_id = $run AND metric = $metric AND encoder = $encoder) AS s "
+            "ON s.image_id = i.image_id"
         )
         value, sort = "s.value", f"s.value {order} NULLS LAST, "
         values |= {"metric": sample["metric"], "encoder": sample["encoder"]}
@@ -497,7 +505,7 @@ def image(session: Session, name: str, given: Any) -> Image:
     )
     asked = prompts[0] if prompts else {}
     own = session.rows(
-        "SELECT metric, encoder, value, image_id FROM sample_scores "
+        f"SELECT metric, encoder, {_FINITE} AS value FROM sample_scores "  # noqa: S608
         "WHERE run_id = ? AND image_id = ? ORDER BY metric, encoder",
         [name, row["image_id"]],
     )
@@ -514,22 +522,23 @@ def image(session: Session, name: str, given: Any) -> Image:
         parameters=_pretty(facts["model_parameters"]),
         samples=_among(session, name, own),
         neighbours=session.rows(
-            "SELECT * FROM neighbours WHERE run_id = ? AND (image_id = ? OR prompt_id = ?) "  # noqa: S608
+            # A pool's rows may have the names of test prompts, and its images never of test images.
+            "SELECT * FROM neighbours WHERE run_id = ? AND pool IS NULL AND image_id IN "  # noqa: S608
+            "(SELECT image_id FROM images WHERE run_id = ? AND prompt_id = ?) "
             f"ORDER BY plugin, encoder, kind, rank LIMIT {_OTHERS}",
-            [name, row["image_id"], prompt],
+            [name, name, prompt],
         ),
         others=[
-            other
+            other | {"hidden": other["run_id"] in session.hidden}
             for other in session.rows(
                 "SELECT r.run_id, r.model, r.suite, i.prompt_id, i.repeat "  # noqa: S608
                 "FROM (SELECT run_id, prompt_id, repeat FROM images WHERE prompt_id = ? "
                 "AND repeat = ? AND run_id <> ?) AS i "
-                "JOIN runs AS r ON r.run_id = i.run_id WHERE r.split = ? "
+                "JOIN runs AS r ON r.run_id = i.run_id WHERE r.split = ? AND r.caption_type = ? "
                 "QUALIFY row_number() OVER (PARTITION BY r.model ORDER BY r.created_at DESC) = 1 "
                 f"ORDER BY r.model LIMIT {_OTHERS}",
-                [prompt, repeat, name, facts["split"]],
+                [prompt, repeat, name, facts["split"], facts["caption_type"]],
             )
-            if other["run_id"] not in session.hidden or name in session.hidden
         ],
         repeats=sorted(each["repeat"] or 0 for each in rows),
     )
@@ -537,54 +546,103 @@ def image(session: Session, name: str, given: Any) -> Image:
 
 def _among(session: Session, name: str, own: Sequence[Row]) -> list[Row]:
     """Where the values of an image lie among those of all images of the run."""
-    finite = (
-        "SELECT metric, encoder, value FROM sample_scores "  # noqa: S608
+    import numpy as np
+
+    columns = session.connection.sql(
+        "SELECT metric, encoder, list(value) AS found FROM sample_scores "  # noqa: S608
         f"WHERE run_id = $run AND isfinite(value) {_of_its_own(session, name)}"
-    )
+        "GROUP BY metric, encoder",
+        params={"run": name},
+    ).to_arrow_table()
+    found = columns.column("found").combine_chunks()
+    # Not by `to_numpy`, which imports pandas: a third of a second of the first image's page.
+    values = np.from_dlpack(found.values).astype(np.float64, copy=False)
+    ends = np.from_dlpack(found.offsets)
+    names = zip(*(columns.column(at).to_pylist() for at in range(2)), strict=True)
+    every = {key: values[ends[at] : ends[at + 1]] for at, key in enumerate(names)}
     spread: dict[tuple[str, str], Row] = session.once(
-        ("spread", name), lambda: _spread(session, name, finite)
+        ("spread", name), lambda: {key: _bars(values) for key, values in every.items()}
     )
-    counted = session.rows(
-        f"WITH s AS ({finite}), mine AS (SELECT metric, encoder, value FROM sample_scores "  # noqa: S608
-        "WHERE run_id = $run AND image_id = $image) "
-        "SELECT s.metric, s.encoder, count_if(s.value < mine.value) AS below FROM s "
-        "JOIN mine USING (metric, encoder) GROUP BY s.metric, s.encoder",
-        {"run": name, "image": own[0]["image_id"]} if own else {"run": name, "image": ""},
-    )
-    below = {(row["metric"], row["encoder"]): row["below"] for row in counted}
-    found = []
+    placed = []
     for row in own:
         key = (row["metric"], row["encoder"])
         among = spread.get(key, {"n": 0, "bars": []})
         place: Row = {"below": None, "at": None}
         if row["value"] is not None and among["n"]:
             width = (among["most"] - among["least"]) or 1.0
-            place = {"below": below.get(key), "at": (row["value"] - among["least"]) / width}
-        found.append(row | among | place)
-    return found
+            below = int(np.count_nonzero(every[key] < row["value"]))
+            place = {"below": below, "at": (row["value"] - among["least"]) / width}
+        placed.append(row | among | place)
+    return placed
 
 
-def _spread(session: Session, name: str, finite: str) -> dict[tuple[str, str], Row]:
-    """How many images there are, and the bars of a histogram, for each score."""
-    rows = session.rows(
-        f"WITH s AS ({finite}), "  # noqa: S608
-        "ends AS (SELECT metric, encoder, count(*) AS n, min(value) AS least, max(value) AS most "
-        "FROM s GROUP BY metric, encoder) "
-        "SELECT metric, encoder, any_value(n) AS n, any_value(least) AS least, "
-        "any_value(most) AS most, count(*) AS images, CASE WHEN most > least THEN "
-        f"least({_BINS - 1}, floor((value - least) / (most - least) * {_BINS}))::INT "
-        "ELSE 0 END AS bin "
-        "FROM s JOIN ends USING (metric, encoder) GROUP BY metric, encoder, bin",
-        {"run": name},
+def _bars(values: NDArray[np.float64]) -> Row:
+    """How many values there are, and the bars of a histogram, the highest of height 1."""
+    import numpy as np
+
+    least, most = float(values.min()), float(values.max())
+    width = (most - least) or 1.0
+    places = np.minimum(_BINS - 1, (values - least) / width * _BINS).astype(np.intp)
+    counts = np.bincount(places, minlength=_BINS)
+    bars = (counts / counts.max()).tolist()
+    return {"n": len(values), "least": least, "most": most, "bars": bars}
+
+
+# The pairs of a run.
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images that metrics found in a run, of the test prompts and of pools.
+
+    Attributes:
+        kinds: what there is, with `key`, `title` and `n`.
+    """
+
+    facts: Row
+    hidden: bool
+    part: Part
+    kinds: list[Row]
+    given: dict[str, Any]
+
+
+def pairs(session: Session, name: str, given: Any) -> Pairs:
+    """A page of a run's pairs: of one kind, in the order of the metric, or by value."""
+    facts = facts_of(session, name)
+    kinds = session.once(
+        ("kinds", name),
+        lambda: [
+            row
+            | {
+                "key": f"{row['plugin']}/{row['kind']}/{row['encoder']}",
+                "title": Score("", row["kind"].replace("_", " "), row["encoder"]).title,
+            }
+            for row in session.rows(
+                "SELECT plugin, kind, encoder, count(*) AS n FROM neighbours WHERE run_id = ? "
+                "GROUP BY ALL ORDER BY ALL",
+                [name],
+            )
+        ],
     )
-    found: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        kept = {name: row[name] for name in ("n", "least", "most")} | {"bars": [0.0] * _BINS}
-        found.setdefault((row["metric"], row["encoder"]), kept)["bars"][row["bin"]] = row["images"]
-    for row in found.values():
-        most = max(row["bars"])
-        row["bars"] = [bar / most for bar in row["bars"]]
-    return found
+    kind = next((row for row in kinds if row["key"] == given.get("kind")), None)
+    order = given.get("order") if given.get("order") in ("asc", "desc") else ""
+    chosen = [kind] if kind is not None else kinds
+    page = count(given, "page")
+    rows = session.rows(
+        "SELECT n.*, i.repeat FROM neighbours AS n LEFT JOIN images AS i "  # noqa: S608
+        "ON n.pool IS NULL AND i.run_id = n.run_id AND i.image_id = n.image_id "
+        "WHERE n.run_id = $run AND list_contains($kinds, n.plugin || '/' || n.kind || '/' || "
+        f"n.encoder) ORDER BY {f'n.value {order} NULLS LAST, ' if order else ''}"
+        f"n.plugin, n.kind, n.encoder, n.rank LIMIT {IMAGES} OFFSET {page * IMAGES}",
+        {"run": name, "kinds": [row["key"] for row in chosen]},
+    )
+    return Pairs(
+        facts=facts,
+        hidden=name in session.hidden,
+        part=Part(rows, page, IMAGES, sum(row["n"] for row in chosen)),
+        kinds=kinds,
+        given={"kind": kind["key"] if kind else "", "order": order},
+    )
 
 
 # Two runs side by side.
@@ -597,7 +655,10 @@ class Compared:
     Attributes:
         runs: all that may be chosen.
         scores: b less a on `subset`, with a paired interval where there is one.
-        part: prompts that both answered, with `value_a`, `value_b` and `difference` of `sample`.
+        part: images of both for one prompt and repeat, with `value_a`, `value_b` and `difference`
+            of `sample`.
+        prompts: of all pages.
+        apart: why images that have one prompt's name are not paired; empty if all are.
     """
 
     runs: list[Row]
@@ -609,6 +670,8 @@ class Compared:
     samples: list[Row]
     sample: Row | None
     part: Part
+    prompts: int
+    apart: str
     given: dict[str, Any]
 
 
@@ -627,7 +690,7 @@ def compare(session: Session, given: Any) -> Compared:
     if one is None or other is None:
         kept = {"a": names[0] or "", "b": names[1] or "", "subset": "", "sample": "", "order": ""}
         empty = Part([], 0, IMAGES, 0)
-        return Compared(everything, one, other, False, [], [], [], None, empty, kept)
+        return Compared(everything, one, other, False, [], [], [], None, empty, 0, "", kept)
     a, b = one["run_id"], other["run_id"]
     subset = given.get("subset") or OVERALL
     order = "asc" if given.get("order") == "asc" else "desc"
@@ -637,6 +700,7 @@ def compare(session: Session, given: Any) -> Compared:
     if sample is None and known and "sample" not in given:
         sample = known[0]
     kept = {"a": a, "b": b, "subset": subset, "order": order}
+    part, prompts, apart = _paired(session, one, other, sample, order, page)
     return Compared(
         runs=everything,
         a=one,
@@ -646,7 +710,9 @@ def compare(session: Session, given: Any) -> Compared:
         scores=_differences(session, a, b, subset),
         samples=known,
         sample=sample,
-        part=_pairs(session, a, b, sample, order, page),
+        part=part,
+        prompts=prompts,
+        apart=apart,
         given=kept | {"sample": sample["key"] if sample else ""},
     )
 
@@ -677,29 +743,56 @@ def _differences(session: Session, a: str, b: str, subset: str) -> list[Row]:
     )
 
 
-def _pairs(session: Session, a: str, b: str, sample: Row | None, order: str, page: int) -> Part:
-    """Prompts of both, the greatest difference of the sample score first, or the least."""
+def _paired(
+    session: Session, one: Row, other: Row, sample: Row | None, order: str, page: int
+) -> tuple[Part, int, str]:
+    """Images for the same text, the greatest difference of the sample score first, or the least;
+    how many prompts they have, and why others are left out."""
+    a, b = one["run_id"], other["run_id"]
+    empty = Part([], page, IMAGES, 0)
+    # A name such as row-17 means another row in another split, and another text of it.
+    for column, said in (("split", "split"), ("caption_type", "kind of caption")):
+        if one[column] != other[column]:
+            return empty, 0, f"A answers {said} {one[column]}, B {said} {other[column]}."
+    both = (
+        "FROM (SELECT image_id, prompt_id, repeat FROM images WHERE run_id = $a) AS x "
+        "JOIN (SELECT image_id, prompt_id, repeat FROM images WHERE run_id = $b) AS y "
+        "ON x.prompt_id = y.prompt_id AND x.repeat IS NOT DISTINCT FROM y.repeat"
+    )
+    changed = session.once(
+        ("changed", a, b),
+        lambda: [
+            row["prompt_id"]
+            for row in session.rows(
+                "SELECT p.prompt_id FROM (SELECT * FROM prompts WHERE run_id = $a) AS p "
+                "JOIN (SELECT * FROM prompts WHERE run_id = $b) AS q USING (prompt_id) "
+                "WHERE p.prompt IS DISTINCT FROM q.prompt",
+                {"a": a, "b": b},
+            )
+        ],
+    )
     values: dict[str, Any] = {"a": a, "b": b}
+    if changed:
+        both += " AND x.prompt_id NOT IN (SELECT unnest($changed::VARCHAR[]))"
+        values["changed"] = changed
+    counts = session.once(
+        ("pairs", a, b),
+        lambda: session.rows(
+            f"SELECT count(*) AS n, count(DISTINCT x.prompt_id) AS prompts {both}",
+            values,
+        )[0],
+    )
     score, joined, sort = "NULL::DOUBLE AS value_a, NULL::DOUBLE AS value_b", "", ""
     if sample is not None:
         values |= {"metric": sample["metric"], "encoder": sample["encoder"]}
         score = "s.value AS value_a, t.value AS value_b"
         for alias, side, image_id in (("s", "a", "x.image_id"), ("t", "b", "y.image_id")):
             joined += (
-                f" LEFT JOIN (SELECT image_id, value FROM sample_scores WHERE run_id = ${side} "  # noqa: S608
-                f"AND metric = $metric AND encoder = $encoder) AS {alias} "
+                f" LEFT JOIN (SELECT image_id, {_FINITE} AS value FROM sample_scores "  # noqa: S608
+                f"WHERE run_id = ${side} AND metric = $metric AND encoder = $encoder) AS {alias} "
                 f"ON {alias}.image_id = {image_id}"
             )
         sort = f"t.value - s.value {order} NULLS LAST, "
-    both = (
-        "FROM (SELECT image_id, prompt_id, repeat FROM images WHERE run_id = $a) AS x "
-        "JOIN (SELECT image_id, prompt_id, repeat FROM images WHERE run_id = $b) AS y "
-        "ON x.prompt_id = y.prompt_id AND x.repeat IS NOT DISTINCT FROM y.repeat"
-    )
-    total = session.once(
-        ("pairs", a, b),
-        lambda: session.rows(f"SELECT count(*) AS n {both}", {"a": a, "b": b})[0]["n"],
-    )
     rows = session.rows(
         f"SELECT x.prompt_id, x.repeat, {score}, value_b - value_a AS difference {both}{joined} "
         f"ORDER BY {sort}x.prompt_id, x.repeat LIMIT {IMAGES} OFFSET {page * IMAGES}",
@@ -711,4 +804,6 @@ def _pairs(session: Session, a: str, b: str, sample: Row | None, order: str, pag
         [a, [row["prompt_id"] for row in rows]],
     )
     told = {row["prompt_id"]: row["prompt"] for row in prompts}
-    return Part([row | {"prompt": told.get(row["prompt_id"])} for row in rows], page, IMAGES, total)
+    shown = [row | {"prompt": told.get(row["prompt_id"])} for row in rows]
+    apart = f"{len(changed):,} prompts have another text in A than in B." if changed else ""
+    return Part(shown, page, IMAGES, counts["n"]), counts["prompts"], apart

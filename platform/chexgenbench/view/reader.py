@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -12,10 +11,8 @@ from typing import Any, TypeVar
 import duckdb
 
 from chexgenbench.errors import UserError
-from chexgenbench.home import Home
-from chexgenbench.store.exports import PRIVATE
-from chexgenbench.store.schema import REBUILD, TABLES, VIEWS
-from chexgenbench.store.store import Store
+from chexgenbench.store.schema import REBUILD
+from chexgenbench.view.source import Source, Version, quoted
 
 T = TypeVar("T")
 
@@ -23,25 +20,16 @@ _CATALOG = "chexgenbench"
 _THREADS = 2
 
 
-class NoStore(UserError):
-    """No run has finished in this home yet."""
-
-
 @dataclass(frozen=True)
 class _Open:
-    """One version of the store's file.
+    """A version that is open.
 
     Attributes:
-        catalog: what a connection must `USE` to see the tables by their names.
-        private: the attached file's name where `catalog` holds views that leave columns empty.
         cache: what was found in this version, by question.
     """
 
     connection: duckdb.DuckDBPyConnection
-    key: tuple[int, int, int]
-    catalog: str
-    private: str | None
-    hidden: frozenset[str]
+    version: Version
     cache: dict[object, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -52,18 +40,16 @@ class Session:
 
     Attributes:
         hidden: runs of credentialed splits whose prompts and real images are not shown.
-        private: a name that no statement of the user may hold, see `Reader`.
     """
 
     connection: duckdb.DuckDBPyConnection
     hidden: frozenset[str]
-    private: str | None
     _open: _Open
 
     @property
     def version(self) -> str:
         """Differs from one version of the store's file to the next."""
-        return "-".join(map(str, self._open.key))
+        return "-".join(map(str, self._open.version.key))
 
     def rows(
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
@@ -89,22 +75,19 @@ class Session:
 
 
 class Reader:
-    """Connections to the newest store in a home.
+    """Connections to the newest store.
 
     The file is attached to a database in memory: DuckDB keeps one open database a path in a
-    process, which would be the old file for as long as anybody reads it. What belongs to patients
-    of a credentialed split is empty: the catalogue that pages and the SQL box see then holds views
-    that leave those columns out, and the file itself is attached by a random name.
+    process, which would be the old file for as long as anybody reads it.
 
     Args:
-        include_credentialed: show prompts and paths of real images of credentialed splits too.
         memory: the most that the answers may take, as DuckDB writes it.
+        plain: run statements as they are written: DuckDB's optimizer works constants out before it
+            begins, and heeds neither time nor memory in that.
     """
 
-    def __init__(
-        self, home: Home, *, include_credentialed: bool = False, memory: str = "1GB"
-    ) -> None:
-        self._home, self._include, self._memory = home, include_credentialed, memory
+    def __init__(self, source: Source, *, memory: str = "1GB", plain: bool = False) -> None:
+        self._source, self._memory, self._plain = source, memory, plain
         self._lock = threading.Lock()
         self._open: _Open | None = None
 
@@ -114,33 +97,24 @@ class Reader:
 
         Raises:
             NoStore: no run has finished yet.
-            UserError: the file is no store, or one that this release cannot read.
+            UserError: as `Source.newest`.
         """
         found = self._newest()
         with closing(found.connection.cursor()) as cursor:
-            cursor.execute(f"USE {found.catalog}")
-            yield Session(cursor, found.hidden, found.private, found)
+            cursor.execute(f"USE {_CATALOG}")
+            yield Session(cursor, found.version.hidden, found)
 
     def _newest(self) -> _Open:
-        path = self._home.store
+        version = self._source.newest()
         with self._lock:
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise NoStore(
-                    f"There is no store at {self._home.shown(path)} yet.",
-                    hint=f"chexgenbench run{self._home.option}",
-                ) from error
-            key = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if self._open is None or self._open.key != key:
-                Store(path).query("SELECT 1")  # of a version that this release reads
+            if self._open is None or self._open.version is not version:
                 try:
-                    self._open = self._attach(key)
+                    self._open = self._attach(version)
                 except duckdb.Error as error:
-                    raise UserError(f"{path} cannot be read: {error}", hint=REBUILD) from error
+                    raise UserError(f"The store cannot be read: {error}", hint=REBUILD) from error
             return self._open
 
-    def _attach(self, key: tuple[int, int, int]) -> _Open:
+    def _attach(self, version: Version) -> _Open:
         connection = duckdb.connect(
             ":memory:",
             config={
@@ -149,35 +123,14 @@ class Reader:
                 "python_enable_replacements": False,
                 "memory_limit": self._memory,
                 "threads": _THREADS,
-                "temp_directory": "",  # nothing is written to the disk
+                "temp_directory": "",  # answers are never written to the disk
             },
         )
-        path = str(self._home.store).replace("'", "''")
-        connection.execute(f"ATTACH '{path}' AS {_CATALOG} (READ_ONLY)")
-        connection.execute(f"USE {_CATALOG}")
-        rows = connection.execute("SELECT run_id FROM runs WHERE credentialed").fetchall()
-        hidden = frozenset() if self._include else frozenset(str(row[0]) for row in rows)
-        catalog, private = _CATALOG, None
-        if hidden:
-            private = f"file_{secrets.token_hex(8)}"
-            connection.execute("USE memory")
-            connection.execute(f"DETACH {_CATALOG}")
-            connection.execute(f"ATTACH '{path}' AS {private} (READ_ONLY)")
-            connection.execute(f"ATTACH ':memory:' AS {_CATALOG}")
-            connection.execute(f"USE {_CATALOG}")
-            for name in (*TABLES, *VIEWS):
-                connection.execute(_view(name, private, hidden))
+        connection.execute(f"ATTACH {quoted(version.path)} AS {_CATALOG} (READ_ONLY)")
+        if self._plain:
+            connection.execute(
+                "SET disabled_optimizers = 'expression_rewriter,statistics_propagation'"
+            )
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        return _Open(connection, key, catalog, private, hidden)
-
-
-def _view(name: str, source: str, hidden: frozenset[str]) -> str:
-    """A view of a table that leaves what is a patient's empty in the hidden runs."""
-    runs = ", ".join("'" + run.replace("'", "''") + "'" for run in sorted(hidden))
-    cells = ", ".join(
-        f"CASE WHEN run_id IN ({runs}) THEN NULL ELSE {column} END AS {column}"
-        for column in PRIVATE.get(name, ())
-    )
-    wanted = f"* REPLACE ({cells})" if cells else "*"
-    return f"CREATE VIEW {name} AS SELECT {wanted} FROM {source}.main.{name}"  # noqa: S608
+        return _Open(connection, version)

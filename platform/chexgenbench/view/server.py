@@ -8,7 +8,7 @@ import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from typing import Any, cast
 
@@ -26,11 +26,12 @@ from chexgenbench.home import Home
 from chexgenbench.report.board import number
 from chexgenbench.store.cookbook import saved_queries
 from chexgenbench.view import pages
-from chexgenbench.view.guard import Guard
+from chexgenbench.view.guard import Guard, new_root
 from chexgenbench.view.live import Progress
 from chexgenbench.view.pages import NotFound
 from chexgenbench.view.pictures import EDGES, NoPicture, Pictures
-from chexgenbench.view.reader import NoStore, Reader, Session
+from chexgenbench.view.reader import Reader, Session
+from chexgenbench.view.source import NoStore, Source
 from chexgenbench.view.sql_box import CSV_ROWS, ROWS, SqlBox, schema
 
 _HOST = "127.0.0.1"
@@ -46,18 +47,24 @@ class Explorer:
     Args:
         include_credentialed: show prompts and images of credentialed splits too.
         seconds: after which a question in the SQL box is ended.
+        root: the folder that all addresses are in, see `Guard`.
     """
 
     def __init__(
-        self, home: Home, *, include_credentialed: bool = False, seconds: float = 30.0
+        self,
+        home: Home,
+        *,
+        include_credentialed: bool = False,
+        seconds: float = 30.0,
+        root: str = "",
     ) -> None:
-        self._reader = Reader(home, include_credentialed=include_credentialed)
+        self.source = Source(home, include_credentialed=include_credentialed)
+        self._reader = Reader(self.source)
         self._pictures = Pictures(home)
         self._progress = Progress(home)
         self._home, self._seconds = home, seconds
         # A reader of its own: a question that takes all its memory leaves the pages theirs.
-        asked = Reader(home, include_credentialed=include_credentialed)
-        self.box = SqlBox(asked, seconds=seconds)
+        self.box = SqlBox(Reader(self.source, plain=True), seconds=seconds)
         self._static = {
             each.name: each.read_bytes()
             for each in files("chexgenbench.view").joinpath("static").iterdir()
@@ -69,12 +76,12 @@ class Explorer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {
-            "number": number,
-            "address": pages.address,
-            "duration": pages.duration,
-        }
-        self._templates.globals |= {"version": __version__, "address": pages.address}
+
+        def address(path: str, *parts: str, **query: object) -> str:
+            return root + pages.address(path, *parts, **query)
+
+        self._templates.filters |= {"number": number, "duration": pages.duration}
+        self._templates.globals |= {"version": __version__, "address": address}
 
     def app(self) -> Starlette:
         """The ASGI application, without its guard."""
@@ -83,6 +90,7 @@ class Explorer:
             "/runs/{run}": self._run,
             "/runs/{run}/images": self._gallery,
             "/runs/{run}/image": self._image,
+            "/runs/{run}/pairs": self._pairs,
             "/compare": self._compare,
             "/sql": self._sql,
             "/schema.json": self._schema,
@@ -103,7 +111,9 @@ class Explorer:
             UserError: self._user_error,
             Exception: self._fault,
         }
-        return Starlette(routes=routes, exception_handlers=handlers)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # it would lead out of the folder
+        return app
 
     # Pages: each opens the newest store for itself.
 
@@ -135,6 +145,11 @@ class Explorer:
         with self._reader.session() as session:
             found = pages.image(session, request.path_params["run"], request.query_params)
             return self._page("image", found=found, hidden=found.hidden)
+
+    def _pairs(self, request: Request) -> Response:
+        with self._reader.session() as session:
+            found = pages.pairs(session, request.path_params["run"], request.query_params)
+            return self._page("pairs", found=found, hidden=found.hidden)
 
     def _compare(self, request: Request) -> Response:
         with self._reader.session() as session:
@@ -293,6 +308,10 @@ async def _statement(request: Request) -> str:
     sql = value.get("sql") if isinstance(value, dict) else None
     if not isinstance(sql, str) or not sql.strip():
         raise UserError("There is no question.")
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("The question holds half a character (a lone surrogate).") from error
     return sql
 
 
@@ -328,7 +347,7 @@ def serve(
     include_credentialed: bool = False,
     query_seconds: float = 30.0,
     ready: Callable[[Guard], None],
-) -> None:
+) -> bool:
     """Serves the explorer on 127.0.0.1 until Ctrl-C.
 
     Args:
@@ -336,12 +355,19 @@ def serve(
         include_credentialed, query_seconds: see `Explorer`.
         ready: is called with the guard, which knows the address, once the port is taken.
 
+    Returns:
+        Whether all work has ended. If not, a thread is in a question that DuckDB does not
+        interrupt, and the process should be ended without its clean-up, which would wait for it.
+
     Raises:
         UserError: the port is taken or not allowed.
     """
-    explorer = Explorer(home, include_credentialed=include_credentialed, seconds=query_seconds)
-    with _listen(port) as listener:
-        guard = Guard(cast("Any", explorer.app()), listener.getsockname()[1])
+    root = new_root()
+    explorer = Explorer(
+        home, include_credentialed=include_credentialed, seconds=query_seconds, root=root
+    )
+    with _listen(port) as listener, closing(explorer.source):
+        guard = Guard(cast("Any", explorer.app()), listener.getsockname()[1], root)
         config = uvicorn.Config(
             cast("Any", guard),
             access_log=False,
@@ -358,6 +384,7 @@ def serve(
         )
         ready(guard)
         asyncio.run(_Server(config, explorer.box).serve(sockets=[listener]))
+    return not explorer.box.at_work
 
 
 def _listen(port: int) -> socket.socket:

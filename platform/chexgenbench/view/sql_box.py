@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,22 +25,32 @@ CSV_ROWS = 1_000_000
 """Rows of a download; a longer one is refused rather than cut."""
 
 _CSV_BYTES = 200_000_000
-_PART = 10_000
+_BYTES = 20_000_000
+"""Bytes of the cells on a page, and of a download."""
+
+_PART = 1_000
 _CELL = 2_000
 """Characters of a cell on a page."""
 
 _NUMBERS = (
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "UINTEGER",
-    "UBIGINT",
-    "DECIMAL",
-    "FLOAT",
-    "DOUBLE",
+    "tinyint",
+    "smallint",
+    "integer",
+    "bigint",
+    "hugeint",
+    "utinyint",
+    "usmallint",
+    "uinteger",
+    "ubigint",
+    "uhugeint",
+    "decimal",
+    "float",
+    "double",
 )
+_NESTED = ("list", "array", "struct", "tuple", "map", "union", "variant")
+
+_GRACE = 1.0
+"""Seconds that a question which is to end is waited for."""
 
 _LOOK = 0.1
 """Seconds between two looks at whether the question is still wanted."""
@@ -81,6 +93,9 @@ class _Running:
 class SqlBox:
     """Answers statements of the user.
 
+    Each is at work in a thread that ends with the process: what DuckDB does not interrupt keeps
+    neither a reply nor Ctrl-C waiting.
+
     Args:
         seconds: after which a question is ended.
         at_once: questions that may be at work; a further one is refused.
@@ -104,10 +119,15 @@ class SqlBox:
         found: Answer = await self._ask(sql, _table, gone)
         return found
 
-    async def csv(self, sql: str, gone: Callable[[], Awaitable[bool]]) -> str:
+    async def csv(self, sql: str, gone: Callable[[], Awaitable[bool]]) -> bytes:
         """All rows as CSV; the errors of `table`, and where there are too many."""
-        found: str = await self._ask(sql, _csv, gone)
+        found: bytes = await self._ask(sql, _csv, gone)
         return found
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a question has not ended; after `end_all`, one that DuckDB does not interrupt."""
+        return bool(self._working)
 
     def end_all(self) -> None:
         """Ends every question at work, and each that comes: the server is stopping."""
@@ -118,7 +138,7 @@ class SqlBox:
     async def _ask(
         self,
         sql: str,
-        form: Callable[[duckdb.DuckDBPyConnection, str], Any],
+        form: Callable[[_Asked], Any],
         gone: Callable[[], Awaitable[bool]],
     ) -> Any:
         if len(self._working) >= self._at_once:
@@ -126,52 +146,143 @@ class SqlBox:
                 f"{self._at_once} questions are at work.", hint="Wait for one, or end it."
             )
         running = _Running()
+        loop = asyncio.get_running_loop()
+        # Holds (answer, error): an error that nobody takes would be logged, and the SQL with it.
+        work: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+        def settle(found: tuple[Any, BaseException | None]) -> None:
+            if not work.done():
+                work.set_result(found)
+
+        def run() -> None:
+            found: tuple[Any, BaseException | None]
+            try:
+                found = self._answer(sql, form, running), None
+            except BaseException as error:
+                found = None, error
+            self._working.discard(running)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(settle, found)
+
         self._working.add(running)
+        threading.Thread(target=run, daemon=True).start()
+        why = await self._until_done(work, running, gone)
+        answer, error = work.result() if work.done() else (None, None)
+        if error is None and work.done():
+            return answer
+        if error is not None and not isinstance(error, duckdb.InterruptException):
+            raise error
+        if why == "slow":
+            raise Stopped(
+                f"The question was ended after {self._seconds:g} s.",
+                hint="Ask for less, or in the terminal: chexgenbench query",
+            ) from None
+        raise Stopped("The question was cancelled.") from None
+
+    async def _until_done(
+        self,
+        work: asyncio.Future[Any],
+        running: _Running,
+        gone: Callable[[], Awaitable[bool]],
+    ) -> Literal["slow", "gone"] | None:
+        """Waits for an answer, and says why it was ended; it may be at work still."""
         why: Literal["slow", "gone"] | None = None
-        work = asyncio.create_task(asyncio.to_thread(self._answer, sql, form, running))
-        work.add_done_callback(lambda _done: self._working.discard(running))
         end = time.monotonic() + self._seconds
         try:
             while not (await asyncio.wait({work}, timeout=_LOOK))[0]:
-                if time.monotonic() > end:
+                now = time.monotonic()
+                if why is None and now > end:
                     why = "slow"
-                elif self._ended or await gone():
-                    why = "gone"
+                elif why is None and (self._ended or await gone()):
+                    why, end = "gone", now
                 if why is not None:
                     running.interrupt()  # again and again: it may not have begun
+                    if now > end + _GRACE:
+                        break
         except asyncio.CancelledError:  # the server is stopping
             running.interrupt()
             raise
-        try:
-            return work.result()
-        except duckdb.InterruptException as error:
-            if why == "slow":
-                raise Stopped(
-                    f"The question was ended after {self._seconds:g} s.",
-                    hint="Ask for less, or in the terminal: chexgenbench query",
-                ) from error
-            raise Stopped("The question was cancelled.") from error
+        return why
 
-    def _answer(
-        self, sql: str, form: Callable[[duckdb.DuckDBPyConnection, str], Any], running: _Running
-    ) -> Any:
+    def _answer(self, sql: str, form: Callable[[_Asked], Any], running: _Running) -> Any:
+        """In a thread. No error that leaves it holds the statement, except for `UserError`, which
+        is shown and never logged."""
         with self._reader.session() as session:
-            check(sql, session)
             with running.lock:
                 running.connection = session.connection
             try:
-                return form(session.connection, sql)
-            except duckdb.InterruptException:
+                return form(_Asked(session.connection, check(sql, session.connection)))
+            except (UserError, duckdb.InterruptException):
                 raise
-            except duckdb.Error as error:
-                raise UserError(_shown(str(error).strip(), session)) from error
+            except Exception as error:
+                # Arrow tells of DuckDB's errors in its own.
+                said = str(error).strip()
+                if "INTERRUPT Error" in said:
+                    raise duckdb.InterruptException("Interrupted") from None
+                if isinstance(error, duckdb.Error) or " Error: " in said:
+                    raise UserError(said) from None
+                raise UserError(
+                    f"The answer cannot be shown ({type(error).__name__}).",
+                    hint="In the terminal: chexgenbench query",
+                ) from None
             finally:
                 with running.lock:
                     running.connection = None
 
 
-def check(sql: str, session: Session) -> None:
-    """Refuses everything that is not one SELECT.
+class _Asked:
+    """The answer to a statement, which DuckDB works out as its parts are read.
+
+    Attributes:
+        names: of the columns, as many times as there are.
+        kinds: their types, as DuckDB calls them inside.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+        try:
+            found = connection.sql(sql)
+        except duckdb.Error:
+            connection.execute(sql)  # fails as well, and says where in the text
+            raise
+        assert found is not None
+        self._found = found
+        self.names: list[str] = list(found.columns)
+        self.kinds: list[str] = [kind.id for kind in found.types]
+
+    def parts(
+        self, cell: Callable[[str, str], str], bytes_: int, rows: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Its rows, with `cell(column, kind)` in SQL for each; text is made in DuckDB, since
+        Python has no infinite dates, and none before Christ.
+
+        Args:
+            bytes_: the most that all parts may hold.
+            rows: the first ones alone.
+        """
+        wanted = ", ".join(
+            f"{cell(f'#{at}', kind)} AS c{at}" for at, kind in enumerate(self.kinds, 1)
+        )
+        found = self._found.project(wanted)
+        try:
+            reader = (found if rows is None else found.limit(rows)).to_arrow_reader(_PART)
+            size = 0
+            for part in reader:
+                size += part.nbytes
+                if size > bytes_:
+                    raise UserError(
+                        f"The answer is longer than {bytes_ // 10**6} MB.",
+                        hint="Ask for less, or in the terminal: "
+                        "chexgenbench query --format csv --out FILE",
+                    )
+                yield part
+        except (duckdb.Error, OSError, pa.ArrowException) as error:
+            # The statement stands inside another one here, two lines below its beginning.
+            said = re.sub(r"\bLINE (\d+):", lambda at: f"LINE {int(at[1]) - 2}:", str(error))
+            raise type(error)(said) from None
+
+
+def check(sql: str, connection: duckdb.DuckDBPyConnection) -> str:
+    """Refuses everything that is not one SELECT, and gives it without what follows it.
 
     The connection could neither write nor reach a file anyway; this says so in plain words, and
     keeps transactions, prepared statements and settings of the connection out.
@@ -179,12 +290,10 @@ def check(sql: str, session: Session) -> None:
     Raises:
         UserError: naming what it is instead.
     """
-    if session.private is not None and session.private in sql.lower():
-        raise UserError("The file itself is not open here: ask its tables by their names.")
     try:
-        statements = session.connection.extract_statements(sql)
+        statements = connection.extract_statements(sql)
     except duckdb.Error as error:
-        raise UserError(_shown(str(error).strip(), session)) from error
+        raise UserError(str(error).strip()) from None
     if len(statements) != 1:
         many = f"{len(statements)} statements" if statements else "nothing"
         raise UserError(f"That is {many}, not one SELECT.")
@@ -195,15 +304,19 @@ def check(sql: str, session: Session) -> None:
             f"That is {kind}; the store is read-only here, and takes one SELECT "
             f"(or FROM, WITH, VALUES, DESCRIBE, SUMMARIZE){more if kind == 'MULTI' else ''}."
         )
+    text = statements[0].query.encode()
+    for at, part in duckdb.tokenize(text.decode()):  # places are bytes
+        if part == duckdb.token_type.operator and text[at : at + 1] == b";":
+            return text[:at].decode()
+    return text.decode()
 
 
 def schema(session: Session) -> list[dict[str, Any]]:
     """Tables and views with their columns, types and comments, for completion."""
     rows = session.rows(
         "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() "
-        "WHERE NOT internal AND database_name = coalesce(?, current_database()) "
-        "ORDER BY table_name, column_index",
-        [session.private],
+        "WHERE NOT internal AND database_name = current_database() "
+        "ORDER BY table_name, column_index"
     )
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -218,23 +331,28 @@ def schema(session: Session) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _shown(message: str, session: Session) -> str:
-    """A message of DuckDB without the name that the file has here."""
-    return message.replace(f"{session.private}.main.", "") if session.private else message
-
-
-def _table(connection: duckdb.DuckDBPyConnection, sql: str) -> Answer:
+def _table(asked: _Asked) -> Answer:
     begun = time.perf_counter()
-    result = connection.execute(sql)
-    description = result.description or []
-    rows = result.fetchmany(ROWS + 1)
+    rows: list[list[str | None]] = []
+    for part in asked.parts(_short, _BYTES, ROWS + 1):
+        columns = [[_cell(value) for value in column.to_pylist()] for column in part.columns]
+        rows.extend(map(list, zip(*columns, strict=True)))
     return Answer(
-        columns=[str(column[0]) for column in description],
-        numeric=[str(column[1]).startswith(_NUMBERS) for column in description],
-        rows=[[_cell(value) for value in row] for row in rows[:ROWS]],
+        columns=asked.names,
+        numeric=[kind in _NUMBERS for kind in asked.kinds],
+        rows=rows[:ROWS],
         cut=len(rows) > ROWS,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _short(column: str, kind: str) -> str:
+    """The cell of a page: a number, or the beginning of a text."""
+    if kind in _NUMBERS:
+        return column
+    if kind == "list":  # before it is text, which a long one takes its time for
+        column = f"list_slice({column}, 1, {_CELL})"
+    return f"left({column}::VARCHAR, {_CELL + 1})"
 
 
 def _cell(value: Any) -> str | None:
@@ -244,18 +362,28 @@ def _cell(value: Any) -> str | None:
     return text if len(text) <= _CELL else f"{text[:_CELL]}..."
 
 
-def _csv(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
-    reader = connection.execute(sql).to_arrow_reader(_PART)
-    assert reader is not None
-    parts, rows, size = [], 0, 0
-    for part in reader:
-        rows, size = rows + part.num_rows, size + part.nbytes
-        if rows > CSV_ROWS or size > _CSV_BYTES:
+def _csv(asked: _Asked) -> bytes:
+    heads = pa.table([pa.nulls(0)] * len(asked.names), names=asked.names)
+    texts, rows = [_lines(heads)], 0
+    for part in asked.parts(_whole, _CSV_BYTES):
+        rows += part.num_rows
+        if rows > CSV_ROWS:
             raise UserError(
-                f"The answer is longer than {CSV_ROWS:,} rows or {_CSV_BYTES // 10**6} MB.",
+                f"The answer is longer than {CSV_ROWS:,} rows.",
                 hint="In the terminal: chexgenbench query --format csv --out FILE",
             )
-        parts.append(part)
-    text = render(pa.Table.from_batches(parts, reader.schema), "csv")
+        texts.append(_lines(pa.Table.from_batches([part])).partition(b"\n")[2])
+    return b"".join(texts)
+
+
+def _lines(table: pa.Table) -> bytes:
+    text = render(table, "csv")
     assert isinstance(text, str)
-    return text
+    return text.encode()
+
+
+def _whole(column: str, kind: str) -> str:
+    """The cell of a download."""
+    if kind in _NUMBERS or kind in ("boolean", "varchar"):
+        return column
+    return f"to_json({column})::VARCHAR" if kind in _NESTED else f"{column}::VARCHAR"

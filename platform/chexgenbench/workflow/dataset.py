@@ -357,9 +357,10 @@ def _features(
     table = table[table["image_path"].notna()] if record.images_root else table.iloc[:0]
     paths = [Path(str(record.images_root)) / path for path in table["image_path"]]
     keys = HashCache(home.cache / "hashes.sqlite").sha256(paths)
+    made = rows.table["sha256"].tolist()
+    images.without([*made, *(key for key in keys if key is not None)])
     there = np.array([key is not None and key in images for key in keys], np.bool_)
     table, kept = table[there], [key for key in keys if key is not None and key in images]
-    made = rows.table["sha256"].tolist()
     asked = rows.table["prompt"].map(text_key).tolist()
     known = table["prompt"].map(text_key).tolist()
     if not kept or any(key not in images for key in made):
@@ -415,7 +416,7 @@ def _texts(
     texts = FeatureStore(options.home.features / f"{name}-{facts['id']}" / "texts", width)
     texts.refresh()
     lacking = {text_key(prompt): prompt for prompt in prompts}
-    lacking = {key: prompt for key, prompt in lacking.items() if key not in texts}
+    lacking = {key: lacking[key] for key in texts.without(lacking)}
     if not lacking:
         return texts
     plugin = registry.find("encoders", name)

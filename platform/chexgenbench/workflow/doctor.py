@@ -28,6 +28,9 @@ from chexgenbench.workflow.plan import (
 )
 from chexgenbench.workflow.suite import Suite, read_suite
 
+_NAMED = 10
+"""Leftovers that are named one by one."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -56,6 +59,24 @@ def examine(options: Options) -> Iterator[Check]:
         yield from _missing_parts(options)
     if plan is not None:
         yield from _models(plan)
+    yield from _leftovers(options)
+
+
+def _leftovers(options: Options) -> Iterator[Check]:
+    """What killed commands left: nothing that a run would stop at."""
+    from chexgenbench.workflow.leftovers import find
+
+    found = find(options.home)
+    if not found:
+        yield Check("leftovers", True, "none")
+        return
+    for left in found[:_NAMED]:
+        detail = f"{left.kind} {left.path}, {size_text(left.bytes)}: {left.why}"
+        yield Check("leftover", True, detail)
+    more = f"{len(found)} in all, " if len(found) > _NAMED else ""
+    size = size_text(sum(left.bytes for left in found))
+    fix = f"chexgenbench doctor --fix{options.home.option}"
+    yield Check("leftovers", True, f"{more}{size}. List and remove them: {fix}")
 
 
 def _models(plan: Plan) -> Iterator[Check]:

@@ -211,10 +211,7 @@ def load_plugins(options: Options) -> Registry:
 
 def plugin_source(options: Options) -> ModelSource:
     """Where plugins come from beside those that are built in or installed."""
-    import platformdirs
-
-    folder = Path(platformdirs.user_config_dir("chexgenbench", appauthor=False)) / "plugins"
-    return ModelSource(files=options.plugins, folder=folder)
+    return ModelSource(files=options.plugins, folder=Home.user_folder() / "plugins")
 
 
 def make_plan(options: Options, *, models: bool = True, metrics: bool = True) -> Plan:

@@ -237,7 +237,8 @@ class Reference:
         return rows
 
     def _copy(self, encoder: EncoderPlan, rows: Sequence[tuple[str, int]]) -> None:
-        lacking = [(key, row) for key, row in rows if key not in encoder.images]
+        missing = set(encoder.images.without(key for key, _ in rows))
+        lacking = [(key, row) for key, row in rows if key in missing]
         if not lacking:
             return
         outputs = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from chexgenbench import provenance
-from chexgenbench.errors import ChexGenBenchError, UserError
-from chexgenbench.features import EncoderPlan, Extraction, extract
-from chexgenbench.files import digest, sha256_bytes
+from chexgenbench.downloads import size_text
+from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.features import EncoderPlan, Extraction, cache, extract
+from chexgenbench.files import Presence, digest, sha256_bytes
 from chexgenbench.generation import Generation
 from chexgenbench.images import BadImage
 from chexgenbench.jobs.job import Limits
@@ -101,6 +103,10 @@ class Pool:
     generation: Generation
     rows: Sequence[ManifestRow]
 
+    @property
+    def paths(self) -> list[Path]:
+        return [self.generation.folder / row.path for row in self.rows]
+
     def made(self, plan: Plan) -> Made:
         """The same as a set of images for task metrics."""
         prompts = plan.tables.rows(self.need)
@@ -110,7 +116,28 @@ class Pool:
             repeats=np.asarray([row.repeat for row in self.rows], np.int64),
             ids=[row.id for row in self.rows],
             keys=[row.sha256 for row in self.rows],
-            paths=[self.generation.folder / row.path for row in self.rows],
+            paths=self.paths,
+        )
+
+
+class Clock:
+    """Wall-clock seconds of each stage of a run, by its name in the order in which they began."""
+
+    def __init__(self, known: Mapping[str, float] | None = None) -> None:
+        self.seconds = dict(known or {})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds what the block takes, if it ends well, to the stage."""
+        begun = time.perf_counter()
+        yield
+        taken = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+        self.seconds[name] = round(taken, 3)
+
+    def noted(self, record: RunRecord) -> RunRecord:
+        """The record with the seconds, beside the machine that they were taken on."""
+        return record.model_copy(
+            update={"hardware": {**record.hardware, "seconds": dict(self.seconds)}}
         )
 
 
@@ -125,6 +152,8 @@ class Outcome:
     made: int = 0
     floors: Floors = field(default_factory=dict)
     real: dict[ImageNeed, Made] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+    """Of the real side, which all models share."""
     lost: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -138,12 +167,40 @@ def generate_suite(options: Options, progress: Progress) -> Outcome:
     plan = make_plan(options)
     outcome = Outcome()
     generations = plan_models(plan, outcome.failed)
-    _tell(plan, progress)
-    generations = measure_batches(plan, generations, outcome.failed, progress.say)
-    for number, generation in enumerate(generations, 1):
-        name, shown = generation.plugin.name, progress.of(number, len(generations), "model")
-        _attempt(outcome, name, partial(_make_all, plan, generation, outcome, shown))
+    with _at_work(plan, outcome):
+        _tell(plan, progress)
+        generations = measure_batches(plan, generations, outcome.failed, progress.say)
+        for number, generation in enumerate(generations, 1):
+            name, shown = generation.plugin.name, progress.of(number, len(generations), "model")
+            _attempt(outcome, name, partial(_make_all, plan, generation, outcome, shown))
     return outcome
+
+
+@contextmanager
+def _at_work(plan: Plan, outcome: Outcome) -> Iterator[None]:
+    """Marks the project as one that a command works in, and keeps the cache to its size at the end.
+
+    Raises:
+        UserError: the variable for that size holds none.
+    """
+    most, home = cache.limit(), plan.options.home
+    with closing(Presence(home.results)):
+        yield
+    for encoder in plan.encoders:
+        encoder.close()  # what this command used goes last
+    if most is None:
+        return
+    pruned = cache.prune(home.cache, to=most)
+    if pruned.bytes:
+        outcome.notes.append(
+            f"{size_text(pruned.bytes)} of the feature cache removed, the least recently used, to "
+            f"keep it to {size_text(most)} ({cache.LIMIT})"
+        )
+    if pruned.left > most:
+        outcome.notes.append(
+            f"the feature cache has {size_text(pruned.left)}, more than {size_text(most)} "
+            f"({cache.LIMIT}): other commands use it"
+        )
 
 
 def _make_all(plan: Plan, generation: Generation, outcome: Outcome, progress: Progress) -> None:
@@ -166,14 +223,14 @@ def run_suite(options: Options, progress: Progress, *, make: bool = True) -> Out
     if not make:
         pools = [pool for item in generations for pool in plan_pools(plan, item).values()]
         _require_images([*generations, *pools])
-    _tell(plan, progress)
-    real = prepare_real(plan, progress, outcome)
-    _prepare_sets(plan, progress, outcome)
-    if make:
-        generations = measure_batches(plan, generations, outcome.failed, progress.say)
-    for number, generation in enumerate(generations, 1):
-        name, shown = generation.plugin.name, progress.of(number, len(generations), "model")
-        _attempt(outcome, name, partial(_run_model, plan, generation, real, outcome, shown))
+    with _at_work(plan, outcome):
+        _tell(plan, progress)
+        real = _prepare(plan, progress, outcome)
+        if make:
+            generations = measure_batches(plan, generations, outcome.failed, progress.say)
+        for number, generation in enumerate(generations, 1):
+            name, shown = generation.plugin.name, progress.of(number, len(generations), "model")
+            _attempt(outcome, name, partial(_run_model, plan, generation, real, outcome, shown))
     return outcome
 
 
@@ -214,22 +271,24 @@ def evaluate_images(
     outcome.notes.append(f"{len(kept)} images answer {len(used)} prompts of {plan.split.name}")
     plan = _take(plan, used)
     rows = at.astype(np.int64)
-    _tell(plan, progress)
-    generated = _own_side(plan, rows, [own.paths[i] for i in kept], outcome)
-    real = prepare_real(plan, progress, outcome)
-    _prepare_sets(plan, progress, outcome)
-    name = name or f"images:{folder.name}"
-    record = _record(
-        plan,
-        name,
-        generated.id,
-        real,
-        {"images": len(rows)},
-        {},
-        batch_size=None,
-        sets=outcome.real,
-    )
-    _attempt(outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress))
+    with _at_work(plan, outcome):
+        _tell(plan, progress)
+        generated = _own_side(plan, rows, [own.paths[i] for i in kept], outcome)
+        real = _prepare(plan, progress, outcome)
+        name = name or f"images:{folder.name}"
+        record = _record(
+            plan,
+            name,
+            generated.id,
+            real,
+            {"images": len(rows)},
+            {},
+            batch_size=None,
+            sets=outcome.real,
+        )
+        _attempt(
+            outcome, name, partial(_evaluate, plan, record, generated, real, outcome, progress)
+        )
     return outcome
 
 
@@ -246,6 +305,14 @@ def _weigh(plan: Plan, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]
     if (counts == counts[0]).all():
         return every, "they count as further images of it"
     return np.sort(first), "the first image of each prompt counts, so that all weigh the same"
+
+
+def _prepare(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
+    """The real side of the scores and of the task metrics."""
+    with outcome.clock.stage("encode real"):
+        real = prepare_real(plan, progress, outcome)
+        _prepare_sets(plan, progress, outcome)
+    return real
 
 
 def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
@@ -394,15 +461,16 @@ def build_reference(options: Options, path: Path, progress: Progress) -> BuiltRe
             f"The split {plan.split.name!r} names no folder of real images.",
             hint="Name it: --images-root FOLDER",
         )
-    _tell(plan, progress)
-    real = prepare_real(plan, progress, Outcome())
-    return BuiltReference(
-        split=plan.split.name,
-        images=sum(key is not None for key in real.keys),
-        encoders=[encoder.name for encoder in plan.encoders],
-        sha256=write_reference(path, plan, real),
-        credentialed=plan.split.spec.credentialed,
-    )
+    with _at_work(plan, Outcome()):
+        _tell(plan, progress)
+        real = prepare_real(plan, progress, Outcome())
+        return BuiltReference(
+            split=plan.split.name,
+            images=sum(key is not None for key in real.keys),
+            encoders=[encoder.name for encoder in plan.encoders],
+            sha256=write_reference(path, plan, real),
+            credentialed=plan.split.spec.credentialed,
+        )
 
 
 def _judge(plan: Plan, bad: dict[int, BadImage]) -> None:
@@ -424,6 +492,8 @@ def _attempt(outcome: Outcome, name: str, stage: Any) -> None:
     try:
         stage()
     except ChexGenBenchError as error:
+        if error.__cause__ is not None and is_disk_fault(error.__cause__):
+            raise
         outcome.failed[name] = error
 
 
@@ -502,11 +572,15 @@ def _run_model(
     folder = plan.options.home.runs / record.run_id
     write_record(folder, record)
     pools: list[Pool] = []
+    clock = Clock(outcome.clock.seconds)
     try:
-        rows = list(_make(plan, generation, outcome, progress).values())
-        for name, part in plan_pools(plan, generation).items():
-            made = list(_make(plan, part, outcome, progress).values())
-            pools.append(Pool(need=plan.pools[name], generation=part, rows=made))
+        with clock.stage("generate"):
+            rows = list(_make(plan, generation, outcome, progress).values())
+            for name, part in plan_pools(plan, generation).items():
+                made = list(_make(plan, part, outcome, progress).values())
+                pool = Pool(need=plan.pools[name], generation=part, rows=made)
+                _check_content(plan, record, pool.paths, [row.sha256 for row in made])
+                pools.append(pool)
     except ChexGenBenchError as error:
         _fail(plan, record, error)
         raise
@@ -546,7 +620,7 @@ def _run_model(
             "versions": {**record.versions, "generation": dict(summary.versions)},
         }
     )
-    _evaluate(plan, record, generated, real, outcome, progress, pools)
+    _evaluate(plan, record, generated, real, outcome, progress, pools, clock)
 
 
 def _evaluate(
@@ -557,19 +631,26 @@ def _evaluate(
     outcome: Outcome,
     progress: Progress,
     pools: Sequence[Pool] = (),
+    clock: Clock | None = None,
 ) -> None:
     if _reuse(plan, record, outcome):
         return
+    clock = clock or Clock(outcome.clock.seconds)
     folder = plan.options.home.runs / record.run_id
     try:
-        record, tables = _score(plan, record, generated, real, outcome, progress, pools)
+        record, tables = _score(plan, record, generated, real, outcome, progress, pools, clock)
     except ChexGenBenchError as error:
         _fail(plan, record, error)
         raise
-    write_run(folder, record, tables)
     store = Store(plan.options.home.store)
-    store.ingest([folder])
-    settle(plan.options.home, store, record.run_id)
+    with clock.stage("store"):
+        write_run(folder, clock.noted(record), tables)
+        store.ingest([folder])
+    record = clock.noted(record)
+    write_record(folder, record)
+    if not settle(plan.options.home, store, record.run_id):
+        # Differences take the record into the store with them; without any, nothing else does.
+        store.ingest([folder])
     export_run(plan.options.home.results, record, tables["scores"])
     outcome.runs.append(record.run_id)
 
@@ -614,18 +695,20 @@ def _score(
     outcome: Outcome,
     progress: Progress,
     pools: Sequence[Pool],
+    clock: Clock,
 ) -> tuple[RunRecord, dict[str, pd.DataFrame | pa.Table]]:
     keys: list[str] = generated.table["sha256"].tolist()
-    _check_content(plan, record, generated, keys)
+    _check_content(plan, record, [generated.path(i) for i in range(len(keys))], keys)
     to_encode = [(key, generated.path(i)) for i, key in enumerate(keys)]
-    done = _extract(
-        plan, to_encode, outcome, partial(progress.stage, f"encode {record.model}"), progress.say
-    )
+    stage = partial(progress.stage, f"encode {record.model}")
+    with clock.stage("encode generated"):
+        done = _extract(plan, to_encode, outcome, stage, progress.say)
     if done.bad and plan.options.on_bad_image == "fail":
         listed = "\n".join(error.message for error in list(done.bad.values())[:20])
         raise UserError(
             f"{len(done.bad)} generated images of {record.model} cannot be used:\n{listed}",
-            hint="Mend them, or leave them out of every score: --on-bad-image skip.",
+            hint="Mend them (chexgenbench repair makes a model's images again), or leave them out "
+            "of every score: --on-bad-image skip.",
         )
     sides = Sides(
         prompts=plan.prompts,
@@ -634,7 +717,8 @@ def _score(
         fake_rows=generated.rows,
     )
     steps = len(plan.masks) * sum(len(metric.encoders) for metric in plan.metrics)
-    with progress.stage(f"score {record.model}", steps, unit="scores") as advance:
+    scoring = progress.stage(f"score {record.model}", steps, unit="scores")
+    with clock.stage("score"), scoring as advance:
         scores, samples = score(
             sides,
             plan.metrics,
@@ -645,7 +729,8 @@ def _score(
             floors=outcome.floors,
             advance=advance,
         )
-    found = _tasks(plan, record, generated, real, outcome, progress, pools)
+    with clock.stage("score"):
+        found = _tasks(plan, record, generated, real, outcome, progress, pools)
     outcome.notes += [f"{record.model}: {note}" for note in found.notes]
     record = record.model_copy(update={"remarks": [*record.remarks, *found.notes]})
     scores = [*scores, *found.scores]
@@ -772,17 +857,16 @@ def _pool_images(record: RunRecord, pools: Sequence[Pool]) -> pd.DataFrame:
 
 
 def _check_content(
-    plan: Plan, record: RunRecord, generated: GeneratedSide, keys: Sequence[str]
+    plan: Plan, record: RunRecord, paths: Sequence[Path], keys: Sequence[str]
 ) -> None:
     """Every image is the one that was made: features are found by the content's hash."""
-    paths = [generated.path(i) for i in range(len(keys))]
     found = plan.hashes.sha256(paths)
     # One that cannot be read has no hash; the encoder says why.
     other = [p for p, key, now in zip(paths, keys, found, strict=True) if now and now != key]
     if other:
         raise ChexGenBenchError(
             f"{len(other)} images of {record.model} are not as they were made, such as {other[0]}.",
-            hint="Delete them: the same command makes them again.",
+            hint="`chexgenbench repair` makes them again; or delete them: the same command does.",
         )
 
 

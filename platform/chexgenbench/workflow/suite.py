@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chexgenbench.errors import UserError, unknown_name
+from chexgenbench.files import opened
 from chexgenbench.home import Home
 from chexgenbench.registry import BUILT_IN
 from chexgenbench.scoring import MACRO, OVERALL
 from chexgenbench.types import FINDINGS
 
 Scalar = str | int | float | bool
+_LARGEST = 2**20
 
 
 class Suite(BaseModel):
@@ -100,13 +102,7 @@ def read_suite(name: str, home: Home, changes: Mapping[str, Any]) -> Suite:
         if name not in known:
             raise unknown_name("suite", name, known)
         path = known[name]
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except FileNotFoundError as error:
-        raise UserError(f"The suite file {path} does not exist.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"The suite file {path} is not valid TOML: {error}.") from error
+    values = _values(path)
     values = {"name": path.stem} | values
     listed = values.get("models")
     values |= {field: value for field, value in changes.items() if value is not None}
@@ -120,6 +116,24 @@ def read_suite(name: str, home: Home, changes: Mapping[str, Any]) -> Suite:
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         raise UserError(f"The suite {name!r} ({path}) does not fit: {faults}.") from error
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """What a TOML file says; of any that is no suite, a `UserError`."""
+    if not path.exists():
+        raise UserError(f"The suite file {path} does not exist.")
+    with opened(path) as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise UserError(
+            f"The suite file {path} has more than {_LARGEST >> 20} MiB: it is no suite."
+        )
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise UserError(f"The suite file {path} is nested too deeply.") from error
+    except ValueError as error:  # also of numbers with thousands of digits
+        raise UserError(f"The suite file {path} is not valid TOML: {error}.") from error
 
 
 def parse_subsets(given: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chexgenbench import provenance
-from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.errors import PLUGIN_FAULTS, ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.executors import TaskFailed, Workplace, run_task
 from chexgenbench.features import EncoderPlan
-from chexgenbench.files import digest
+from chexgenbench.files import Presence, digest
 from chexgenbench.images import BadImage, read_image
 from chexgenbench.jobs.job import TaskJob, plain_context
 from chexgenbench.scoring import MACRO, OVERALL, Score, interval_warning
@@ -493,13 +493,15 @@ def run_tasks(
                     stage=stage,
                     say=say,
                 )
-                result = _take(plan, task, workplace(plan.plugin))
+                task.folder.mkdir(parents=True, exist_ok=True)
+                with closing(Presence(task.folder)):
+                    result = _take(plan, task, workplace(plan.plugin))
                 _check_result(result, plan, held)
             except TaskFailed as error:
                 status, reason = "failed", error.message
             except NotApplicable as error:
                 status, reason = "skipped", str(error)
-            except Exception as error:  # a plugin: whatever it raises, the others stand
+            except PLUGIN_FAULTS as error:  # whatever it raises, the others stand
                 if is_disk_fault(error):
                     raise
                 status, reason = "failed", f"{type(error).__name__}: {error}"

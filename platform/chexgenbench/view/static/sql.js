@@ -6,6 +6,7 @@ const answer = document.getElementById("answer");
 const buttons = { run: "run", csv: "csv", cancel: "cancel" };
 for (const name in buttons) buttons[name] = document.getElementById(name);
 
+const place = (path) => new URL(`../${path}`, import.meta.url);
 const MOST = 12; // names in the list
 let names = []; // { name, about, lower }
 let columns = new Map(); // table to its columns
@@ -22,7 +23,7 @@ const element = (kind, text, attributes = {}) => {
 
 const quoted = (name) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.replaceAll('"', '""')}"`);
 
-fetch("/schema.json").then((response) => (response.ok ? response.json() : [])).then((tables) => {
+fetch(place("schema.json")).then((response) => (response.ok ? response.json() : [])).then((tables) => {
   const found = new Map();
   const schema = document.getElementById("schema");
   for (const table of tables) {
@@ -133,7 +134,7 @@ const send = async (path, use) => {
   buttons.cancel.disabled = false;
   state.textContent = "Asking ...";
   try {
-    const response = await fetch(path, {
+    const response = await fetch(place(path), {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ sql: box.value }),
@@ -153,14 +154,14 @@ const send = async (path, use) => {
   }
 };
 
-const ask = () => send("/sql");
+const ask = () => send("sql");
 
 document.getElementById("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
 buttons.cancel.addEventListener("click", () => asking && asking.abort());
-buttons.csv.addEventListener("click", () => send("/sql.csv", async (response) => {
+buttons.csv.addEventListener("click", () => send("sql.csv", async (response) => {
   const link = element("a", "", { href: URL.createObjectURL(await response.blob()), download: "answer.csv" });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
