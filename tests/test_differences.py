@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -16,7 +17,7 @@ from chexgenbench.scoring import Score
 from chexgenbench.statistics import mean_estimate
 from chexgenbench.statistics.difference import UnitInfluence, difference, holm, p_value
 from chexgenbench.store.records import SCHEMAS, RunRecord
-from chexgenbench.store.run_directory import read_table, relabel, write_run
+from chexgenbench.store.run_directory import read_record, read_table, relabel, write_run
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 from chexgenbench.workflow.differences import compare_runs, influence_table, settle
@@ -137,6 +138,23 @@ def test_a_run_that_is_gone_takes_its_differences_along(home: Home) -> None:
     store.delete(["aa"])
     left = store.query("SELECT DISTINCT run_id, other_run FROM differences").to_pylist()
     assert left == [{"run_id": "cc", "other_run": "bb"}]
+
+
+def test_a_pair_whose_command_was_killed_before_the_store_knew_is_there_once(home: Home) -> None:
+    """The store as it was between the run's directory and the store; the other run comes first."""
+    store = Store(home.store)
+    pairs = store.query("SELECT run_id, other_run FROM differences ORDER BY ALL").to_pandas()
+    with duckdb.connect(str(home.store)) as connection:
+        connection.execute("DELETE FROM differences")
+    for run in ("aa", "bb", "cc"):
+        settle(home, store, run)
+        store.ingest([home.runs / run])
+    found = store.query("SELECT run_id, other_run FROM differences ORDER BY ALL").to_pandas()
+    pd.testing.assert_frame_equal(found, pairs)
+    for run in ("aa", "bb", "cc"):
+        folder = home.runs / run
+        kept = read_table(folder, "differences", read_record(folder)).column("other_run")
+        assert set(kept.to_pylist()) == set(pairs.other_run[pairs.run_id == run])
 
 
 def test_a_run_that_comes_back_is_settled_against_those_of_now(home: Home) -> None:

@@ -129,10 +129,16 @@ def settle(home: Home, store: Store, run: str) -> int:
     record, mine = read_record(folder), _Sides.read(folder)
     rows: list[dict[str, Any]] = []
     for other in lacking:
+        elsewhere = home.runs / other
         try:
-            theirs = _Sides.read(home.runs / other)
+            of_other = read_table(elsewhere, "differences", read_record(elsewhere))
+            theirs = _Sides.read(elsewhere)
         except UserError:
             continue  # gone from the disk; `store rebuild` takes it off the leaderboard
+        if run in of_other.column("other_run").to_pylist():
+            # Its command was killed before the store knew of them; the pair is there once.
+            store.ingest([elsewhere])
+            continue
         rows += [{"run_id": run, "other_run": other, **row} for row in compare(theirs, mine)]
     if not rows:
         return 0
