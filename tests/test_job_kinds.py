@@ -268,7 +268,9 @@ def test_a_killed_worker_loses_nothing(bench: Bench) -> None:
 
 def test_unreadable_images_are_named_by_their_own_path(bench: Bench) -> None:
     for number in (2, 41):
-        bench.images[number][1].write_bytes(b"\x89PNG")
+        path = bench.images[number][1]
+        path.write_bytes(b"\x89PNG" + bytes([number]))
+        bench.images[number] = (sha256_file(path), path)
     here, there = bench.plan("small", "here"), bench.plan("small", "there")
     ours = bench.encode([here])
     theirs = bench.encode([there], bench.workplace(shards=2, sees_files=False))
