@@ -424,6 +424,7 @@ _STAGES = (
 )
 
 BEFORE = "before the first write"
+CHECK = "the check that folders can be written"
 
 
 def stage_of(event: str) -> str:
@@ -433,8 +434,8 @@ def stage_of(event: str) -> str:
     for name, pattern in _STAGES:
         if re.search(pattern, event):
             return name
-    return "other files"
+    return CHECK  # by a file without a name
 
 
 def stages() -> Sequence[str]:
-    return (BEFORE, *(name for name, _ in _STAGES), "other files")
+    return (BEFORE, CHECK, *(name for name, _ in _STAGES))

@@ -636,6 +636,8 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     version = version_of(connection, path)
     if version == SCHEMA_VERSION:
         return
+    # One transaction: hundreds of statements would each sync the log.
+    connection.begin()
     for step, apply in enumerate(MIGRATIONS[version:], start=version + 1):
         apply(connection)
         connection.execute(
@@ -649,6 +651,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     connection.register("incoming_published", frame)
     connection.execute("INSERT INTO published BY NAME SELECT * FROM incoming_published")
     connection.unregister("incoming_published")
+    connection.commit()
 
 
 def _comment(connection: duckdb.DuckDBPyConnection) -> None:

@@ -339,9 +339,8 @@ def _is_damage(error: duckdb.Error) -> bool:
     Its errors have no kind for that; the words are those of its storage layer.
     """
     text = str(error).lower()
-    return any(
-        word in text for word in ("corrupt", "checksum", "deserialize", "serialization error")
-    )
+    words = ("corrupt", "checksum", "deserialize", "serialization error", "not read enough bytes")
+    return any(word in text for word in words)
 
 
 def _sync_folder(folder: Path) -> None:
