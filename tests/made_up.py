@@ -33,7 +33,7 @@ FIDELITY = {
 PRIVACY = {"replicated_rate": False, "reid_rate": False, "membership_auc_nearest": False}
 REGIMES, RATIOS = ("real", "synthetic", "mixed", "augmented"), (0.25, 0.5, 1.0)
 UTILITY = ("auroc", "auprc", "f1")
-SECONDS = {"generate": 31.5, "encode real": 4.25, "encode generated": 5.5, "score": 2.5, "store": 1}
+SECONDS = {"generate": 31.5, "encode real": 4.25, "encode generated": 5.5, "score": 2.5, "write": 1}
 REASON = "needs more than 20 images a side"
 
 

@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from chexgenbench.features import HashCache
 from chexgenbench.files import Presence, sha256_file
 from chexgenbench.home import Home
+from chexgenbench.jobs.manifest import MANIFEST, read_manifest, rewrite
 from chexgenbench.progress import Progress
-from chexgenbench.store.run_directory import read_record
+from chexgenbench.store.run_directory import read_record, write_record, write_run
 from chexgenbench.store.store import Store
 from chexgenbench.workflow import leftovers
 from chexgenbench.workflow.integrity import repair, verify
@@ -200,6 +203,55 @@ def test_rows_that_are_not_those_of_a_run_directory(project: Desk) -> None:
     assert not verify(home, SILENT).faults
 
 
+def test_a_run_directory_that_the_store_could_not_take_in_comes_from_the_store(
+    project: Desk,
+) -> None:
+    home = Home(project.home)
+    folder = first(project.home, "runs/*/run.json").parent
+    record = read_record(folder)
+    table = pq.read_table(folder / "prompts.parquet")
+    twice = pa.concat_tables([table, table.slice(0, 1)])
+    write_run(folder, record, {"prompts": twice})
+    (fault,) = verify(home, SILENT).faults
+    assert (fault.kind, fault.place) == ("run", folder)
+    assert "rows that repeat" in fault.wrong
+    result = repair(home, SILENT)
+    assert not result.failed and not verify(home, SILENT).faults
+    assert len(Store(home.store).run_ids()) == 2
+    assert pq.read_table(folder / "prompts.parquet").num_rows == table.num_rows
+
+
+def test_an_emptied_run_directory_comes_back_from_the_store(project: Desk) -> None:
+    home = Home(project.home)
+    folder = first(project.home, "runs/*/run.json").parent
+    for path in folder.iterdir():
+        path.unlink()
+    assert [fault.place for fault in verify(home, SILENT).faults] == [folder]
+    assert not repair(home, SILENT).failed
+    assert not verify(home, SILENT).faults
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "..", "../x.png", "manifest.jsonl", "."])
+def test_a_line_that_leads_elsewhere_is_made_again_and_nothing_else_is_touched(
+    project: Desk, path: str
+) -> None:
+    home = Home(project.home)
+    folder = generation(project.home, "noise")
+    rows = list(read_manifest(folder).values())
+    before = files(folder)
+    rewrite(folder, MANIFEST, [replace(rows[0], path=path), *rows[1:]])
+    (fault,) = verify(home, SILENT).faults
+    assert (fault.kind, fault.name) == ("image", rows[0].id)
+    assert fault.place.is_relative_to(folder)
+    assert not repair(home, SILENT).failed
+    assert not verify(home, SILENT).faults
+    after = files(folder)
+    for name in ("images", "generation.json"):
+        assert {k: v for k, v in after.items() if name in k} == {
+            k: v for k, v in before.items() if name in k
+        }
+
+
 def test_damage_of_a_run_and_the_store_at_once_loses_no_other_run(project: Desk) -> None:
     home = Home(project.home)
     path = first(project.home, "runs/*/scores.parquet")
@@ -311,6 +363,7 @@ def test_a_store_with_a_damaged_block_says_rebuild(project: Desk) -> None:
 
 _READ = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from chexgenbench.errors import UserError
 from chexgenbench.store.store import Store
@@ -407,6 +460,7 @@ def test_each_kind_of_leftover(project: Desk) -> None:
 
 _HOLDER = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from chexgenbench.features import FeatureStore
 from chexgenbench.files import Presence, atomic_path
@@ -481,6 +535,33 @@ def test_a_removal_looks_again_whether_it_is_held(project: Desk) -> None:
     presence.close()
     leftovers.clean(home, [left])
     assert not path.exists()
+
+
+def test_a_removal_looks_again_whether_it_is_a_leftover(project: Desk) -> None:
+    """What came into use between the list and the removal stays."""
+    home = Home(project.home)
+    whole = generation(project.home, "noise")
+    rows = list(read_manifest(whole).values())
+    rewrite(whole, MANIFEST, rows[:-1])
+    (whole / "summary.json").unlink()
+    record = read_record(first(project.home, "runs/*/run.json").parent)
+    write_record(home.runs / record.run_id, record.model_copy(update={"status": "running"}))
+    part = home.cache / "tasks" / "metric-0" / "part"
+    part.mkdir(parents=True)
+    found = leftovers.find(home)
+    assert {left.kind for left in found} == {
+        "image",
+        "half generation",
+        "record of a run",
+        "part of a task",
+    }
+    rewrite(whole, MANIFEST, rows)
+    (whole / "summary.json").write_text("{}")
+    write_record(home.runs / record.run_id, record)
+    (part / "result.json").write_text("{}")
+    before = files(project.home, project.cache)
+    assert leftovers.clean(home, found, unfinished=True) == 0
+    assert files(project.home, project.cache) == before
 
 
 # --- the size of the cache --------------------------------------------------------------------

@@ -727,7 +727,7 @@ def test_a_split_that_needs_credentials_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [{"seconds": "long"}, {"seconds": {"score": True, "store": 1e999}}]
+    "told", [{"seconds": "long"}, {"seconds": {"score": True, "write": 1e999}}]
 )
 def test_seconds_from_elsewhere_are_numbers_or_none(tmp_path: Path, told: dict[str, Any]) -> None:
     made = make_home(tmp_path, ("a", "b"), 4, privacy=False, utility=False)

@@ -27,12 +27,13 @@ from chexgenbench.executors import ModelSource
 from chexgenbench.executors.border import Refused
 from chexgenbench.executors.cluster import Ray, _Mirror
 from chexgenbench.executors.mirror import Fetcher, Remote, Sender, place_at
-from chexgenbench.executors.workplace import folder_of_command
+from chexgenbench.executors.workplace import ELSEWHERE, folder_of_command
 from chexgenbench.generation import Generation, plan_generation, seed_of
 from chexgenbench.home import Home
 from chexgenbench.jobs.manifest import MANIFEST, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
+from chexgenbench.workflow import leftovers
 from chexgenbench.workflow.places import workplace_of
 from chexgenbench.workflow.plan import Options
 from desk import Desk
@@ -600,10 +601,18 @@ def test_what_a_killed_command_left_in_a_shared_place_goes(tmp_path: Path, ftp: 
     dead = workplace.root / "20260101-000000-dead"
     with folder_of_command(workplace.root) as alive:
         dead.mkdir()
+        (dead / ELSEWHERE).write_text(ftp)
+        (dead / "lock").touch()
         for folder in (dead, alive):
             place = Remote(place_at(ftp, folder))
             place.write("session/encode-images-0001.images/0000000.png", b"1")
-        with folder_of_command(workplace.root, workplace.forget):
+        # One who does not reach the place leaves what tells of it.
+        assert leftovers.find(options.home) == []
+        with folder_of_command(workplace.root):
+            assert dead.exists()
+        assert workplace.elsewhere == ftp
+        with folder_of_command(workplace.root, workplace.forget, workplace.elsewhere) as mine:
+            assert (mine / ELSEWHERE).read_text() == ftp
             assert not dead.exists()
             assert not Remote(place_at(ftp, dead)).sizes()
             assert Remote(place_at(ftp, alive)).sizes()

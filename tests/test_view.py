@@ -1148,8 +1148,8 @@ SHOWN = {
     ("image", "desktop-dark"),
     ("compare", "desktop"),
 }
-"""Pictures of docs/view.md; made anew by `pytest tests/test_view.py -k accessible` where
-CHEXGENBENCH_SHOTS is docs/images and CHEXGENBENCH_SHOTS_HOME another store."""
+"""Pictures of docs/view.md; made anew by `pytest tests/test_view.py -k "accessible or completes"`
+where CHEXGENBENCH_SHOTS is docs/images and CHEXGENBENCH_SHOTS_HOME another store."""
 
 
 @needs_browser
@@ -1211,8 +1211,8 @@ def test_the_sql_box_completes_and_answers(served: Served) -> None:
         box.press("Control+Enter")
         page.wait_for_selector("#answer table")
         assert "oracle" in page.locator("#answer").inner_text()
-        assert page.locator("#answer tbody tr").count() == 2
         found.shoot("view-sql-desktop", shown=True)
+        assert page.locator("#answer tbody tr").count() == 2
         with page.expect_download() as download:
             page.get_by_role("button", name="CSV").click()
         assert Path(download.value.path()).read_text().startswith("model,value\n")

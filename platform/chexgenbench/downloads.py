@@ -162,6 +162,27 @@ def size_text(size: int | None) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{max(1, round(size / 1e3))} kB"
 
 
+_MOST_BYTES = 1e15
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: ``16G``, ``10GB``, ``512M`` or ``0``.
+
+    Raises:
+        UserError: it is no size.
+
+    >>> parse_size("1.5GB"), parse_size("20 k"), parse_size("0")
+    (1500000000, 20000, 0)
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)i?B?", text.strip())
+    if found is None:
+        raise UserError(f"{text[:40]!r} is no size.", hint="Write it as in 10GB or 512M.")
+    size = float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")
+    if size > _MOST_BYTES:
+        raise UserError(f"{text[:20]} is more than any machine has.")
+    return int(size)
+
+
 def _is_address(source: str) -> bool:
     return urllib.parse.urlsplit(source).scheme in {"http", "https"}
 

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from chexgenbench.types import FINDINGS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "security.md"
 
@@ -2076,24 +2078,7 @@ def dataset(
     case(what, EXPORTED, says, apart=apart)(make)
 
 
-FINDING_CELLS = dict.fromkeys(
-    (
-        "Atelectasis",
-        "Cardiomegaly",
-        "Consolidation",
-        "Edema",
-        "Enlarged Cardiomediastinum",
-        "Fracture",
-        "Lung Lesion",
-        "Lung Opacity",
-        "No Finding",
-        "Pleural Effusion",
-        "Pleural Other",
-        "Pneumonia",
-        "Pneumothorax",
-        "Support Devices",
-    )
-)
+FINDING_CELLS = dict.fromkeys(FINDINGS)
 PROVENANCE = json.dumps({"run": "0", "prompts_included": True})
 
 

@@ -855,9 +855,11 @@ def test_a_run_comes_back_as_it_was_taken_in(store: Store, tmp_path: Path) -> No
         assert found.model_copy(update={each: getattr(own, each) for each in times}) == own
         write_run(tmp_path / "again" / name, found, kept)
         store.ingest([tmp_path / "again" / name])
-        assert list(store.differing([folder])) == [(name, [])]
+        assert list(store.differing([folder])) == [(folder, [])]
     write_record(tmp_path / "runs" / "ab-2", own.model_copy(update={"n_images": 99}))
-    assert list(store.differing([tmp_path / "runs" / "ab-2"])) == [("ab-2", ["runs"])]
+    assert list(store.differing([tmp_path / "runs" / "ab-2"])) == [
+        (tmp_path / "runs" / "ab-2", ["runs"])
+    ]
 
 
 @pytest.mark.parametrize("name", ["scores", "images", "run.json"])

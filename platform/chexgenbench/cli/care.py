@@ -219,7 +219,7 @@ def prune(
 
     A run makes again what it needs. Nothing is removed that a living process uses.
     """
-    from chexgenbench.downloads import size_text
+    from chexgenbench.downloads import parse_size, size_text
     from chexgenbench.errors import UserError
     from chexgenbench.features import cache as kept
     from chexgenbench.home import Home
@@ -231,7 +231,7 @@ def prune(
         )
     pruned = kept.prune(
         Home.find().cache,
-        to=None if to is None else kept.parse_bytes(to),
+        to=None if to is None else parse_size(to),
         older_than=None if older_than is None else kept.parse_age(older_than),
         name=encoder,
         dry_run=dry_run,

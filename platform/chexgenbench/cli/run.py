@@ -633,7 +633,6 @@ def options_of(given: dict[str, Any]) -> Options:
 
 
 _LEAST_MEMORY = 256_000_000
-_MOST_MEMORY = 1e15
 
 
 def bytes_of(text: str) -> int:
@@ -642,15 +641,10 @@ def bytes_of(text: str) -> int:
     >>> bytes_of("16G"), bytes_of("512M")
     (16000000000, 512000000)
     """
+    from chexgenbench.downloads import parse_size
     from chexgenbench.errors import UserError
 
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)i?B?", text.strip())
-    if found is None or not float(found[1]):
-        raise UserError(f"{text!r} is no size.", hint="Write it as in 16G or 512M.")
-    wanted = float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")
-    if wanted > _MOST_MEMORY:
-        raise UserError(f"{text[:20]} of memory is more than any machine has.")
-    size = int(wanted)
+    size = parse_size(text)
     if size < _LEAST_MEMORY:
         raise UserError(
             f"{text} of memory is too little for any worker.",

@@ -71,7 +71,7 @@ def encode_elsewhere(
     returned = _Returned(sink, bad, advance, [set() for _ in job.encoders])
     with (
         closing(workplace.open()) as launcher,
-        folder_of_command(workplace.root, workplace.forget) as root,
+        folder_of_command(workplace.root, workplace.forget, workplace.elsewhere) as root,
     ):
         count = workplace.shards or launcher.shards_a_place * len(launcher.places)
         errands = [

@@ -64,7 +64,7 @@ def run_task(job: TaskJob, task: Task, workplace: Workplace) -> TaskResult:
     """
     with (
         closing(workplace.open()) as launcher,
-        folder_of_command(workplace.root, workplace.forget) as root,
+        folder_of_command(workplace.root, workplace.forget, workplace.elsewhere) as root,
         ExitStack() as stages,
     ):
         errand = _Taking(job, task, _Shown(task, stages), stage=not workplace.sees_files)

@@ -31,7 +31,8 @@ class Workplace:
         shards: into how many errands a list is cut; None is one for each place.
         sees_files: whether workers see this file system; else images are staged for them.
         foreign: whether they have packages of their own, which need not be installed here.
-        forget: removes what lies elsewhere of a killed command's folder, by its path here.
+        elsewhere: the place that holds copies of the job directories, if they travel through one.
+        forget: removes what lies there of a killed command's folder, by its path here.
     """
 
     open: Callable[[], Launcher] = field(compare=False)
@@ -43,30 +44,44 @@ class Workplace:
     shards: int | None = None
     sees_files: bool = True
     foreign: bool = False
+    elsewhere: str | None = None
     forget: Callable[[Path], None] = field(default=lambda _folder: None, compare=False)
+
+
+ELSEWHERE = "elsewhere"
+"""The file in a command's folder that says which place holds a copy of it."""
 
 
 @contextmanager
 def folder_of_command(
-    root: Path, forget: Callable[[Path], None] = lambda _folder: None
+    root: Path,
+    forget: Callable[[Path], None] = lambda _folder: None,
+    elsewhere: str | None = None,
 ) -> Iterator[Path]:
     """A folder for this command's job directories, which no other user reads: some hold patients'
     images. Removed at the end, and by the next command where this one is killed.
 
     Args:
         forget: told of the folder of a killed command before it is removed.
+        elsewhere: the place that `forget` reaches. Folders with a copy in another one are left to a
+            command that reaches that: without them, nobody would know of the copies.
     """
     root.mkdir(parents=True, exist_ok=True)
     root = root.resolve()  # one name for all that is told of it, wherever links lead
     for left in root.iterdir():
         with suppress(OSError), (left / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mark = left / ELSEWHERE
+            if mark.exists() and mark.read_text(encoding="utf-8") != elsewhere:
+                continue
             forget(left)
             remove(left)
     own = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
     own.mkdir(mode=0o700)
     with (own / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if elsewhere is not None:
+            (own / ELSEWHERE).write_text(elsewhere, encoding="utf-8")
         try:
             yield own
         finally:

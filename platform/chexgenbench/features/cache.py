@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from chexgenbench.downloads import parse_size
 from chexgenbench.errors import UserError
 from chexgenbench.features.store import PARTS
 from chexgenbench.files import Presence, alone
@@ -21,23 +22,7 @@ LIMIT = "CHEXGENBENCH_CACHE_LIMIT"
 DEFAULT_LIMIT = 50 * 10**9
 """Features of about 15 million images under an encoder of 768 numbers an image."""
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of ``10GB``, ``512M`` or ``0``.
-
-    Raises:
-        UserError: it is no size.
-
-    >>> parse_bytes("1.5GB"), parse_bytes("20 k")
-    (1500000000, 20000)
-    """
-    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([kMGT]?)B?", text.strip())
-    if found is None:
-        raise UserError(f"{text[:40]!r} is no size.", hint="Write it as in 10GB or 512M.")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def parse_age(text: str) -> float:
@@ -67,7 +52,7 @@ def limit() -> int | None:
     if text.lower() == "none":
         return None
     try:
-        return parse_bytes(text)
+        return parse_size(text)
     except UserError as error:
         raise UserError(
             f"{LIMIT}: {error.message}", hint="Write it as in 50GB, or none for no limit."

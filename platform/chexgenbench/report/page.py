@@ -235,7 +235,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-STAGES = ("generate", "encode real", "encode generated", "score", "store")
+STAGES = ("generate", "encode real", "encode generated", "score", "write")
 """Of a run, whose record tells the seconds of each that it had."""
 
 

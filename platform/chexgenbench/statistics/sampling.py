@@ -225,8 +225,11 @@ def units_of(
         nodes = [labels.setdefault(label, total + len(labels)) for label in listed]
         links.append(np.array([np.arange(offset, offset + rows), nodes], dtype=np.int64))
     nodes_of = np.arange(total + len(labels), dtype=np.int64)
-    if links:
+    if pairs is not None:
         nodes_of = _components(np.concatenate(links, axis=1), nodes_of.size)
+    else:  # a row has its label and no other link: floors ask thousands of times
+        for rows_of_side, labels_of_side in links:
+            nodes_of[rows_of_side] = labels_of_side
     _, first, inverse = np.unique(nodes_of[:total], return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))
     numbered = order[inverse].astype(np.int64)

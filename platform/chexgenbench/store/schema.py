@@ -150,7 +150,11 @@ TABLES: dict[str, Table] = {
                 "made the images, as JSON.",
             ),
             ("weights", "VARCHAR NOT NULL", "Hashes of the weights, as JSON."),
-            ("hardware", "VARCHAR NOT NULL", "Machine, as JSON."),
+            (
+                "hardware",
+                "VARCHAR NOT NULL",
+                "Machine, and the seconds of each stage of the run, as JSON.",
+            ),
             ("encoders", "VARCHAR NOT NULL", "Encoders with their identities, as JSON."),
             ("metrics", "VARCHAR NOT NULL", "Metrics with their parameters, as JSON."),
             (
@@ -543,8 +547,9 @@ _VIEW_COLUMNS = {
 }
 
 
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def quoted(text: object) -> str:
+    """A string of SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
 
 
 def _name(name: str) -> str:
@@ -645,7 +650,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         )
     for name, (_, sql) in VIEWS.items():
         connection.execute(f"CREATE OR REPLACE VIEW {_name(name)} AS {sql}")
-    _comment(connection)
+    write_comments(connection)
     connection.execute("DELETE FROM published")
     frame = published_rows()
     connection.register("incoming_published", frame)
@@ -654,21 +659,22 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     connection.commit()
 
 
-def _comment(connection: duckdb.DuckDBPyConnection) -> None:
+def write_comments(connection: duckdb.DuckDBPyConnection) -> None:
+    """Says of every table, view and column of the database in use what it holds."""
     known = dict(_VIEW_COLUMNS)
     for part in ("differences", "scores"):
         known.update({column: text for column, _, text in TABLES[part].columns})
     for name, table in TABLES.items():
-        connection.execute(f"COMMENT ON TABLE {_name(name)} IS {_quote(table.comment)}")
+        connection.execute(f"COMMENT ON TABLE {_name(name)} IS {quoted(table.comment)}")
         for column, _, text in table.columns:
-            connection.execute(f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {_quote(text)}")
+            connection.execute(f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {quoted(text)}")
     for name, (comment, _) in VIEWS.items():
-        connection.execute(f"COMMENT ON VIEW {_name(name)} IS {_quote(comment)}")
+        connection.execute(f"COMMENT ON VIEW {_name(name)} IS {quoted(comment)}")
         for (column,) in connection.execute(
             "SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [name]
         ).fetchall():
             connection.execute(
-                f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {_quote(known[column])}"
+                f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {quoted(known[column])}"
             )
 
 

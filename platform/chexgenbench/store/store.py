@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,22 +195,28 @@ class Store:
             for name in ("runs", *SCHEMAS)
         }
 
-    def differing(self, folders: Iterable[Path]) -> Iterator[tuple[str, list[str]]]:
-        """Of each run directory, the tables that have other rows here, and the run's name.
+    def differing(self, folders: Iterable[Path]) -> Iterator[tuple[Path, list[str] | UserError]]:
+        """Of each run directory, the tables that have other rows here, or why the store could not
+        take it in.
 
         Raises:
-            UserError: a directory or the store cannot be read.
+            UserError: the store cannot be read.
         """
         there = set(self.run_ids())
         with duckdb.connect() as connection:
             migrate(connection, self.path)
             for folder in folders:
-                run = _read(folder)
-                name = run.record.run_id
-                _load(connection, [run], others=there)
-                stored = self.rows(name)
-                yield name, [each for each in stored if not _equal(connection, each, stored[each])]
-                _remove(connection, [name])
+                try:
+                    run = _read(folder)
+                    with _fitting():
+                        _load(connection, [run], others=there)
+                except UserError as error:
+                    yield folder, error
+                else:
+                    stored = self.rows(folder.name)
+                    unequal = partial(_unequal, connection)
+                    yield folder, [name for name, rows in stored.items() if unequal(name, rows)]
+                _remove(connection, [folder.name])
 
     def _require(self) -> None:
         if not self.path.is_file():
@@ -317,13 +324,9 @@ class Store:
                         raise
                     raise self._unreadable(error) from error
                 try:
-                    change(connection)
+                    with _fitting():
+                        change(connection)
                     connection.execute("CHECKPOINT")
-                except (duckdb.ConstraintException, duckdb.ConversionException) as error:
-                    raise UserError(
-                        f"The run does not fit the store: {error}",
-                        hint="Delete its directory and run again.",
-                    ) from error
                 finally:
                     connection.close()
                 # A log left by another program belongs to the file that is about to go.
@@ -353,6 +356,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.ConstraintException, duckdb.ConversionException) as error:
+        raise UserError(
+            f"The run does not fit the store: {error}",
+            hint="Delete its directory and run again.",
+        ) from error
+
+
 def _read(folder: Path) -> _Run:
     record = read_record(folder)
     tables = {name: read_table(folder, name, record) for name in SCHEMAS}
@@ -366,8 +380,8 @@ def _read(folder: Path) -> _Run:
     return _Run(record, tables)
 
 
-def _equal(connection: duckdb.DuckDBPyConnection, name: str, stored: pa.Table) -> bool:
-    """Whether a table has these rows, in whatever order."""
+def _unequal(connection: duckdb.DuckDBPyConnection, name: str, stored: pa.Table) -> bool:
+    """Whether a table has other rows than these, in whatever order."""
     ours = f"(SELECT {_columns(name)} FROM {name})"  # noqa: S608
     connection.register("stored", stored)
     try:
@@ -377,7 +391,7 @@ def _equal(connection: duckdb.DuckDBPyConnection, name: str, stored: pa.Table) -
         ).fetchall()
     finally:
         connection.unregister("stored")
-    return apart == [(0,)]
+    return apart != [(0,)]
 
 
 def _as_text(table: pa.Table) -> pa.Table:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import duckdb
 
 from chexgenbench.errors import UserError
-from chexgenbench.store.schema import REBUILD
-from chexgenbench.view.source import Source, Version, quoted
+from chexgenbench.store.schema import REBUILD, quoted
+from chexgenbench.view.source import Source, Version
 
 T = TypeVar("T")
 
@@ -105,13 +105,17 @@ class Reader:
             yield Session(cursor, found.version.hidden, found)
 
     def _newest(self) -> _Open:
-        version = self._source.newest()
         with self._lock:
-            if self._open is None or self._open.version is not version:
+            version = self._source.newest()
+            while self._open is None or self._open.version is not version:
                 try:
-                    self._open = self._attach(version)
+                    opened = self._attach(version)
                 except duckdb.Error as error:
                     raise UserError(f"The store cannot be read: {error}", hint=REBUILD) from error
+                # Replaced meanwhile, the file may be another one, with runs that are not shown.
+                if (newest := self._source.newest()) is version:
+                    self._open = opened
+                version = newest
             return self._open
 
     def _attach(self, version: Version) -> _Open:

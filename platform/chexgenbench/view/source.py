@@ -20,7 +20,9 @@ from chexgenbench.store.schema import (
     TABLES,
     VIEWS,
     migrate,
+    quoted,
     version_of,
+    write_comments,
 )
 from chexgenbench.store.store import Store
 
@@ -151,11 +153,6 @@ class Source:
             return True, frozenset(str(row[0]) for row in rows)
 
 
-def quoted(text: object) -> str:
-    """A string of SQL."""
-    return "'" + str(text).replace("'", "''") + "'"
-
-
 def _copy(source: Path, target: Path, hidden: frozenset[str]) -> None:
     """Every table and view, with what is a patient's left empty in the hidden runs."""
     with closing(duckdb.connect(":memory:", config={"threads": 2})) as connection:
@@ -175,16 +172,6 @@ def _copy(source: Path, target: Path, hidden: frozenset[str]) -> None:
             )
         for name, (_, sql) in VIEWS.items():
             connection.execute(f"CREATE VIEW {name} AS {sql}")
-        for kind, name, column, comment in connection.execute(
-            "SELECT 'TABLE', table_name, NULL, comment FROM duckdb_tables() "
-            "WHERE database_name = 'source' UNION ALL "
-            "SELECT 'VIEW', view_name, NULL, comment FROM duckdb_views() "
-            "WHERE database_name = 'source' UNION ALL "
-            "SELECT 'COLUMN', table_name, column_name, comment FROM duckdb_columns() "
-            "WHERE database_name = 'source'"
-        ).fetchall():
-            if comment is not None and name in (*TABLES, *VIEWS):
-                place = name if column is None else f'{name}."{column}"'
-                connection.execute(f"COMMENT ON {kind} {place} IS {quoted(comment)}")
+        write_comments(connection)
         connection.execute("USE memory")
         connection.execute(f"DETACH {_CATALOG}")  # all of it is in the file then, and no log

@@ -128,6 +128,7 @@ def settle(home: Home, store: Store, run: str) -> int:
     folder = home.runs / run
     record, mine = read_record(folder), _Sides.read(folder)
     rows: list[dict[str, Any]] = []
+    changed: list[Path] = []
     for other in lacking:
         elsewhere = home.runs / other
         try:
@@ -137,16 +138,17 @@ def settle(home: Home, store: Store, run: str) -> int:
             continue  # gone from the disk; `store rebuild` takes it off the leaderboard
         if run in of_other.column("other_run").to_pylist():
             # Its command was killed before the store knew of them; the pair is there once.
-            store.ingest([elsewhere])
+            changed.append(elsewhere)
             continue
         rows += [{"run_id": run, "other_run": other, **row} for row in compare(theirs, mine)]
-    if not rows:
-        return 0
-    known = read_table(folder, "differences", record).to_pylist()
-    kept = [row for row in known if row["other_run"] not in lacking]
-    table = pa.Table.from_pylist([*kept, *rows], schema=SCHEMAS["differences"])
-    write_run(folder, record, {"differences": table})
-    store.ingest([folder])
+    if rows:
+        known = read_table(folder, "differences", record).to_pylist()
+        kept = [row for row in known if row["other_run"] not in lacking]
+        table = pa.Table.from_pylist([*kept, *rows], schema=SCHEMAS["differences"])
+        write_run(folder, record, {"differences": table})
+        changed.append(folder)
+    if changed:
+        store.ingest(changed)
     return len({row["other_run"] for row in rows})
 
 

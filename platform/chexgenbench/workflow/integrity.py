@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from chexgenbench.generation.generation import IDENTITY, SUMMARY
 from chexgenbench.home import Home
 from chexgenbench.jobs.generate import hold_if_quiet
 from chexgenbench.jobs.manifest import (
+    IMAGES,
     MANIFEST,
     ManifestRow,
     manifest_row,
@@ -171,8 +172,16 @@ def _verify_generation(folder: Path, found: Verified, progress: Progress) -> Non
             if other is None:
                 found.checked["images"] += 1
             else:
-                found.faults.append(Fault("image", folder / path, name, other))
+                found.faults.append(Fault("image", _place(folder, path), name, other))
             advance(1)
+
+
+def _place(folder: Path, relative: str) -> Path:
+    """The image of a line, or the manifest where the line leads out of the folder."""
+    try:
+        return inside(folder, relative)
+    except ValueError:
+        return folder / MANIFEST
 
 
 def _is_quiet(folder: Path) -> bool:
@@ -224,8 +233,7 @@ def _verify_features(home: Home, found: Verified, progress: Progress) -> None:
     files = sorted(home.features.glob(f"*/*/{PARTS}"))
     with progress.stage("verify features", len(files), unit="parts") as advance:
         for path in files:
-            name = f"{path.parent.parent.name}/{path.parent.name}"
-            seal = seal_of(path)
+            name, seal = f"{path.parent.parent.name}/{path.parent.name}", seal_of(path)
             wrong = None
             try:
                 if seal is None:
@@ -296,12 +304,17 @@ def _verify_own(home: Home, folder: Path, record: RunRecord, found: Verified) ->
     for batch in table.to_batches(1000):
         for row in batch.to_pylist():
             path = Path(row["path"])
-            if not path.is_file():
+            try:
+                same = sha256_file(path) == row["sha256"]
+            except FileNotFoundError:
                 gone += 1
-            elif sha256_file(path) != row["sha256"]:
-                found.notes.append(f"{path} was changed since run {record.run_id} scored it")
+            except OSError as error:
+                found.notes.append(f"{path} cannot be read: {error.strerror or error}")
             else:
-                found.checked["images"] += 1
+                if same:
+                    found.checked["images"] += 1
+                else:
+                    found.notes.append(f"{path} was changed since run {record.run_id} scored it")
     if gone:
         found.notes.append(f"{gone} images that run {record.run_id} scored are not there any more")
 
@@ -325,10 +338,13 @@ def _verify_store(
             if record.status != "running" or record.run_id in there
         ]
         with progress.stage("verify the store", len(folders), unit="runs") as advance:
-            for run, tables in store.differing(folders):
+            for folder, unequal in store.differing(folders):
                 advance(1)
-                if tables:
-                    wrong = f"other rows of run {run} in {', '.join(tables)}"
+                run = folder.name
+                if isinstance(unequal, UserError):
+                    found.faults.append(Fault("run", folder, run, _plain(unequal)))
+                elif unequal:
+                    wrong = f"other rows of run {run} in {', '.join(unequal)}"
                     if run not in there:
                         wrong = f"the run {run} is missing"
                     found.faults.append(Fault("store", home.store, run, wrong))
@@ -359,6 +375,7 @@ def _verify_weights(
     if not used:
         return
     registry = load_plugins(Options(home=home))
+    sha256 = lru_cache(maxsize=None)(sha256_file)  # of a file that several have
     with progress.stage("verify weights", len(used), unit="models and encoders") as advance:
         for kind, name, values, weights in used.values():
             advance(1)
@@ -366,7 +383,7 @@ def _verify_weights(
                 plugin = registry.find(kind, name)
                 context = Context(home=home.root, cache=home.cache, allow_pickle=True)
                 paths = weight_paths(plugin, plugin.parse(values), context)
-                hashes = {part: sha256_file(path) for part, path in paths.items()}
+                hashes = {part: sha256(path) for part, path in paths.items()}
             except (ChexGenBenchError, OSError) as error:
                 # Weights that were moved or deleted are not damaged; the results stand.
                 found.notes.append(f"weights of {name}: not looked at: {_first_line(error)}")
@@ -455,13 +472,18 @@ class _Repair:
                         "the store does not have it either: delete the directory and run again"
                     )
                 record, tables = self._store.run(name)
-                damaged = {fault.place.stem for fault in faults}
-                lost = "influences" in damaged or not (folder / "influences.parquet").is_file()
-                if Path(RECORD_NAME).stem not in damaged and folder.is_dir():
+                damaged = {fault.place for fault in faults}
+                influences = folder / "influences.parquet"
+                lost = influences in damaged or not influences.is_file()
+                if not damaged & {folder, folder / RECORD_NAME}:
                     record = read_record(folder)
-                    tables = {key: table for key, table in tables.items() if key in damaged}
+                    tables = {
+                        key: table
+                        for key, table in tables.items()
+                        if folder / f"{key}.parquet" in damaged
+                    }
                 if lost:
-                    (folder / "influences.parquet").unlink(missing_ok=True)
+                    influences.unlink(missing_ok=True)
                     # Records of the first version say nothing of what each patient contributed.
                     record = record.model_copy(update={"schema_version": 1})
                 if record.status == "running":
@@ -500,10 +522,14 @@ class _Repair:
             if not mine:
                 raise UserError("another command is at work on it")
             rows = {row.id: row for row in _lines(folder) if row is not None}
-            for name in doomed:
-                inside(folder, rows[name].path).unlink(missing_ok=True)
-            (folder / SUMMARY).unlink(missing_ok=True)
             kept = [row for name, row in rows.items() if name not in doomed]
+            named = {folder / row.path for row in kept}
+            for name in doomed & rows.keys():
+                image = _place(folder, rows[name].path)
+                # A damaged line may lead anywhere.
+                if image.parent == folder / IMAGES and image not in named:
+                    image.unlink(missing_ok=True)
+            (folder / SUMMARY).unlink(missing_ok=True)
             rewrite(folder, MANIFEST, kept)
         missing = len(generation.requests) - generation.made()
         self._progress.say(f"making {missing} images of {model} again, generation {folder.name}")
@@ -613,31 +639,32 @@ class _Repair:
     def _encode_again(self, folder: Path, lost: set[str]) -> int:
         """Encodes what runs have, of a pool's images those whose keys were lost; a key in a damaged
         part may be a wrong one."""
-        encoder, count = folder.parent.name, 0
-        texts = folder.name == "texts"
+        encoder, texts = folder.parent.name, folder.name == "texts"
+        wanted: dict[str, str] = {}
+        plan: EncoderPlan | None = None
         for place, record in self._records():
             for name, facts in record.encoders.items():
                 if f"{name}-{facts.get('id')}" != encoder or record.status != "finished":
                     continue
-                plan = self._encoder(name, facts)
-                if plan.id != facts.get("id"):
-                    raise UserError(f"the encoder {name} is another one now")
-                store = plan.texts if texts else plan.images
-                items = self._texts if texts else partial(self._images, lost=lost)
-                wanted = dict(items(place, record))
-                missing = store.without(wanted)
-                done = extract(
-                    [] if texts else [(key, Path(wanted[key])) for key in missing],
-                    [wanted[key] for key in missing] if texts else [],
-                    [plan],
-                    batch_size=32,
-                    text_encoders=frozenset({name} if texts else ()),
-                    stage=partial(self._progress.stage, f"encode {name}"),
-                    say=self._progress.say,
-                )
-                count += len(missing) - len(done.bad)
-                plan.close()
-        return count
+                plan = plan or self._encoder(name, facts)
+                items = self._texts(place, record) if texts else self._images(place, record, lost)
+                wanted.update(items)
+        if plan is None:
+            return 0
+        try:
+            missing = (plan.texts if texts else plan.images).without(wanted)
+            done = extract(
+                [] if texts else [(key, Path(wanted[key])) for key in missing],
+                [wanted[key] for key in missing] if texts else [],
+                [plan],
+                batch_size=32,
+                text_encoders=frozenset({plan.name} if texts else ()),
+                stage=partial(self._progress.stage, f"encode {plan.name}"),
+                say=self._progress.say,
+            )
+        finally:
+            plan.close()
+        return len(missing) - len(done.bad)
 
     def _encoder(self, name: str, facts: Mapping[str, Any]) -> EncoderPlan:
         plugin = self._registry.find("encoders", name)
@@ -650,17 +677,19 @@ class _Repair:
             cache=self._home.cache,
         )
         hashes = HashCache(self._home.cache / "hashes.sqlite")
-        return plan_encoder(
+        plan = plan_encoder(
             plugin,
             parameters,
             context,
             root=self._home.features,
             weights=hash_weights(plugin, parameters, context, hashes),
         )
+        if plan.id != facts.get("id"):
+            plan.close()
+            raise UserError(f"the encoder {name} is another one now")
+        return plan
 
-    def _images(
-        self, folder: Path, record: RunRecord, *, lost: set[str]
-    ) -> Iterator[tuple[str, str]]:
+    def _images(self, folder: Path, record: RunRecord, lost: set[str]) -> Iterator[tuple[str, str]]:
         """Content and file of the images of a run, real and generated, that are there."""
         for table in ("images", "pool_images"):
             columns = ["generation_id", "path", "sha256"]
@@ -689,8 +718,10 @@ class _Repair:
         if not faults:
             return
         standing = {fault.name for fault in self._result.failed if fault.kind == "run"}
+        stored: set[str] = set()
         try:
             self._store.check()
+            stored = set(self._store.run_ids())
             readable = all(fault.name != "store" for fault in faults)
         except UserError:
             readable = False
@@ -701,11 +732,20 @@ class _Repair:
                 self._store.ingest([self._home.runs / name for name in names])
                 self._done(f"{len(names)} runs taken into the store again")
                 return
+            readable_runs = {folder.name for folder, _ in self._records()} - standing
+            if only_here := sorted(stored - readable_runs):
+                raise UserError(
+                    f"it has runs whose directories cannot be read: {', '.join(only_here)}"
+                )
             rebuilt = self._store.rebuild(self._home.runs)
         except UserError as error:
             self._fail(faults, _plain(error))
             return
         self._done(f"store made again from {len(rebuilt.run_ids)} run directories")
+        for folder, why in rebuilt.skipped.items():
+            if folder.name not in standing:
+                wrong = "not in the store that was made again"
+                self._fail([Fault("run", folder, folder.name, wrong)], why)
 
     def weights(self) -> None:
         for fault in self._faults("weights"):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors.border import remove
 from chexgenbench.executors.shards import SHARDS
+from chexgenbench.executors.workplace import ELSEWHERE
 from chexgenbench.features.cache import task_parts
 from chexgenbench.files import TEMPORARY, Presence, alone, is_free
 from chexgenbench.generation import is_concluded
@@ -38,6 +40,7 @@ class Leftover:
         bytes: what removing it frees.
         unfinished: work that the same command would go on with, removed only if that is asked for.
         guard: holds it, and yields whether nobody else does.
+        stands: whether the reason still holds, asked under the guard.
         run: the run whose record it is.
     """
 
@@ -47,6 +50,9 @@ class Leftover:
     bytes: int
     unfinished: bool = False
     guard: Guard = field(repr=False, compare=False, kw_only=True)
+    stands: Callable[[], bool] = field(
+        default=lambda: True, repr=False, compare=False, kw_only=True
+    )
     run: str | None = None
 
 
@@ -59,7 +65,7 @@ def find(home: Home) -> list[Leftover]:
 
 
 def clean(home: Home, found: Iterable[Leftover], *, unfinished: bool = False) -> int:
-    """Removes leftovers, each only where nobody holds it at that moment.
+    """Removes leftovers, each only where nobody holds it at that moment and it is one still.
 
     Args:
         unfinished: also work that the same command would go on with.
@@ -72,7 +78,7 @@ def clean(home: Home, found: Iterable[Leftover], *, unfinished: bool = False) ->
         if left.unfinished and not unfinished:
             continue
         with left.guard() as free:
-            if not free or not left.path.exists():
+            if not free or not left.path.exists() or not left.stands():
                 continue
             size = _size(left.path)  # less what was removed of it before
             if left.path.is_dir() and not left.path.is_symlink():
@@ -98,9 +104,14 @@ def _size(path: Path) -> int:
 
 
 def _jobs(home: Home) -> Iterator[Leftover]:
-    """The folders of `executors.workplace.folder_of_command`, which its lock guards."""
+    """The folders of `executors.workplace.folder_of_command`, which its lock guards.
+
+    Those with a copy in a shared place are left to a command that reaches it.
+    """
     root = home.runs / "jobs"
     for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if (path / ELSEWHERE).exists():
+            continue
         guard = _flocked(path / "lock")
         with guard() as free:
             if free:
@@ -131,21 +142,49 @@ def _generations(home: Home) -> Iterator[Leftover]:
                     _size(shards),
                     unfinished=not whole,
                     guard=guard,
+                    stands=partial(_is_concluded, folder, whole),
                 )
             try:
-                named = {row.path for row in manifest_tail(folder).new()}
+                named = _named(folder)
             except ChexGenBenchError:  # damage is what `verify` is for
                 continue
             for path in sorted((folder / IMAGES).glob("*")):
-                relative = path.relative_to(folder).as_posix()
-                if relative not in named and not path.name.startswith(TEMPORARY):
+                if path not in named and not path.name.startswith(TEMPORARY):
                     why = "the manifest does not name it: its writer was killed before it did"
-                    yield Leftover("image", path, why, _size(path), guard=guard)
+                    yield Leftover(
+                        "image",
+                        path,
+                        why,
+                        _size(path),
+                        guard=guard,
+                        stands=partial(_is_unnamed, folder, path),
+                    )
             if not whole:
                 why = f"{len(named)} images: the command that began it goes on with it"
                 yield Leftover(
-                    "half generation", folder, why, _size(folder), unfinished=True, guard=guard
+                    "half generation",
+                    folder,
+                    why,
+                    _size(folder),
+                    unfinished=True,
+                    guard=guard,
+                    stands=partial(_is_concluded, folder, False),
                 )
+
+
+def _is_concluded(folder: Path, whole: bool) -> bool:
+    return is_concluded(folder) is whole
+
+
+def _named(folder: Path) -> set[Path]:
+    return {folder / row.path for row in manifest_tail(folder).new()}
+
+
+def _is_unnamed(folder: Path, path: Path) -> bool:
+    try:
+        return path not in _named(folder)
+    except ChexGenBenchError:
+        return False
 
 
 def _runs(home: Home) -> Iterator[Leftover]:
@@ -175,7 +214,15 @@ def _runs(home: Home) -> Iterator[Leftover]:
                     unfinished=True,
                     guard=guard,
                     run=record.run_id,
+                    stands=partial(_is_running, folder),
                 )
+
+
+def _is_running(folder: Path) -> bool:
+    try:
+        return read_record(folder).status == "running"
+    except UserError:
+        return False
 
 
 def _temporary(home: Home) -> Iterator[Leftover]:
@@ -213,10 +260,21 @@ def _tasks(home: Home) -> Iterator[Leftover]:
                 if not mine:
                     continue
         for part in task_parts(folder):
-            names = {path.name for path in part.iterdir() if not path.name.startswith(TEMPORARY)}
-            if not names - {"lock", ".lock"}:
+            if _is_empty(part):
                 why = "nothing in it was finished"
-                yield Leftover("part of a task", part, why, _size(part), guard=guard)
+                yield Leftover(
+                    "part of a task",
+                    part,
+                    why,
+                    _size(part),
+                    guard=guard,
+                    stands=partial(_is_empty, part),
+                )
+
+
+def _is_empty(part: Path) -> bool:
+    names = {path.name for path in part.iterdir() if not path.name.startswith(TEMPORARY)}
+    return not names - {"lock", ".lock"}
 
 
 def _environments(home: Home) -> Iterator[Leftover]:

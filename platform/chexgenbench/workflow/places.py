@@ -246,5 +246,6 @@ def workplace_of(
         shards=options.shards,
         sees_files=place.kind != "container" and shared is None,
         foreign=not place.here,
+        elsewhere=shared,
         forget=forget,
     )

@@ -643,14 +643,12 @@ def _evaluate(
         _fail(plan, record, error)
         raise
     store = Store(plan.options.home.store)
-    with clock.stage("store"):
-        write_run(folder, clock.noted(record), tables)
-        store.ingest([folder])
+    with clock.stage("write"):
+        write_run(folder, record, tables)
     record = clock.noted(record)
     write_record(folder, record)
-    if not settle(plan.options.home, store, record.run_id):
-        # Differences take the record into the store with them; without any, nothing else does.
-        store.ingest([folder])
+    store.ingest([folder])
+    settle(plan.options.home, store, record.run_id)
     export_run(plan.options.home.results, record, tables["scores"])
     outcome.runs.append(record.run_id)
 

@@ -1,5 +1,4 @@
-"""The fault harness in short: kills at random, some other faults, two commands at once. No test of
-the suite yet: it becomes `test_faults.py` when the harness is finished.
+"""The fault harness in short: kills at random, some other faults, two commands at once.
 
 `python tests/faults` does all of it; docs/reliability.md has what it found.
 """
