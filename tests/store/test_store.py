@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from collections.abc import Mapping
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -188,6 +189,39 @@ def store(tmp_path: Path) -> Store:
     runs = tmp_path / "runs"
     store.ingest([make(runs, "aa-1"), make(runs, "ab-2", "noise", 1, 2.5)])
     return store
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_rows_that_repeat_a_key_are_refused(store: Store, tmp_path: Path, name: str) -> None:
+    """There is no index that would refuse them."""
+    before = content(store)
+    folder = make(tmp_path / "runs", "twice")
+    run = read_record(folder)
+    table = read_table(folder, name, run)
+    if not table.num_rows:
+        row = {"run_id": "twice", **{key: "a" for key in TABLES[name].key[1:] if key != "rank"}}
+        row |= {"rank": 1, "line": 1, "value": 0.5, "seed": 1, "repeat": 0}
+        table = _filled(name, row)
+    write_run(folder, run, {name: pa.concat_tables([table, table.slice(0, 1)])})
+    key = ", ".join(TABLES[name].key)
+    with pytest.raises(UserError, match=f"{name}.parquet has rows that repeat {key}"):
+        store.ingest([folder])
+    assert content(store) == before
+    write_run(folder, run, {name: table})
+    assert store.ingest([folder]) == ["twice"] and "twice" in store.run_ids()
+
+
+def _filled(name: str, row: Mapping[str, object]) -> pa.Table:
+    """A row of that table, with something in each column that must have it."""
+    kinds = {column: kind for column, kind, _ in TABLES[name].columns}
+    plain = {"VARCHAR": "a", "BOOLEAN": False, "VARCHAR[]": []}
+    values = {}
+    for field in SCHEMAS[name]:
+        kind = kinds[field.name].removesuffix(" NOT NULL")
+        least = plain.get(kind, 0) if kind != kinds[field.name] else None
+        value = row.get(field.name, least)
+        values[field.name] = str(value) if kind == "VARCHAR" and value is not None else value
+    return pa.Table.from_pylist([values], schema=SCHEMAS[name])
 
 
 def test_ingest_is_idempotent_and_rebuild_gives_the_same(store: Store, tmp_path: Path) -> None:
@@ -710,6 +744,12 @@ NEW_COLUMNS = {
 NEW_TABLES = {2: ("differences",), 4: ("pool_prompts", "pool_images", "neighbours")}
 
 
+def names_of(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    return {
+        name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+    }
+
+
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, version: int) -> None:
     later = range(version + 1, SCHEMA_VERSION + 1)
@@ -722,6 +762,9 @@ def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, versi
             for table, columns in NEW_COLUMNS.get(step, {}).items():
                 for column in columns:
                     connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        for table in sorted(SCHEMAS.keys() & names_of(connection)):
+            key = ", ".join(TABLES[table].key)
+            connection.execute(f"ALTER TABLE {table} ADD PRIMARY KEY ({key})")
         connection.execute("DELETE FROM schema_info WHERE version > ?", [version])
     before = store.path.read_bytes()
     with duckdb.connect(str(store.path), read_only=True) as connection:
@@ -737,6 +780,10 @@ def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, versi
     for (table, column), values in there.items():
         found = store.query(f"SELECT {column}::VARCHAR AS v FROM {table} ORDER BY run_id, 1")
         assert [(value,) for value in found.column(0).to_pylist()] == values and values
+    indexed = "SELECT table_name FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"
+    assert not SCHEMAS.keys() & set(store.query(indexed).column(0).to_pylist())
+    with duckdb.connect(str(store.path), read_only=True) as connection:
+        assert names_of(connection) == TABLES.keys()
     # What it was is kept, and opens as what it was.
     kept = store.copy_of(version)
     assert kept.read_bytes() == before
@@ -753,7 +800,7 @@ def test_an_older_store_and_run_are_taken_in(store: Store, tmp_path: Path, versi
     write_record(folder, old)
     for name, table in tables(old).items():
         kept = conform(name, table)
-        gone = [column for step in later for column in ADDED[step].get(name, ())]
+        gone = [column for step in later for column in ADDED.get(step, {}).get(name, ())]
         columns = [column for column in kept.column_names if column not in gone]
         if columns:
             pq.write_table(kept.select(columns), folder / f"{name}.parquet")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from chexgenbench.errors import UserError
-from chexgenbench.store.records import ADDED
+from chexgenbench.store.records import ADDED, SCHEMAS
 from chexgenbench.types import FINDINGS
 
 if TYPE_CHECKING:
@@ -560,7 +560,10 @@ def _create(connection: duckdb.DuckDBPyConnection) -> None:
     """Version 1, where it is created now, with all that came later."""
     for name, table in TABLES.items():
         parts = [f"{_name(column)} {kind}" for column, kind, _ in table.columns]
-        parts.append(f"PRIMARY KEY ({', '.join(_name(column) for column in table.key)})")
+        # Rows of run directories are refused where they repeat a key. An index of them all would
+        # take two thirds of the file and most of the time of taking them in.
+        if name not in SCHEMAS:
+            parts.append(f"PRIMARY KEY ({', '.join(_name(column) for column in table.key)})")
         parts.extend(f"CHECK ({check})" for check in table.checks)
         connection.execute(f"CREATE TABLE IF NOT EXISTS {_name(name)} ({', '.join(parts)})")
 
@@ -595,11 +598,26 @@ def _pools(connection: duckdb.DuckDBPyConnection) -> None:
     _add(connection, "runs", ("pools",))
 
 
+def _unindex(connection: duckdb.DuckDBPyConnection) -> None:
+    """Version 5: no index over the rows of run directories."""
+    found = connection.execute(
+        "SELECT table_name FROM duckdb_constraints() "
+        "WHERE constraint_type = 'PRIMARY KEY' AND database_name = current_database()"
+    ).fetchall()
+    for name in sorted({str(row[0]) for row in found} & set(SCHEMAS)):
+        indexed = _name(f"indexed_{name}")
+        connection.execute(f"ALTER TABLE {_name(name)} RENAME TO {indexed}")
+        _create(connection)
+        connection.execute(f"INSERT INTO {_name(name)} BY NAME FROM {indexed}")
+        connection.execute(f"DROP TABLE {indexed}")
+
+
 MIGRATIONS: list[Callable[[duckdb.DuckDBPyConnection], None]] = [
     _create,
     _widen,
     _engine,
     _pools,
+    _unindex,
 ]
 """The step at index i leads from schema version i to i + 1."""
 
