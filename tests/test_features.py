@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,14 +71,15 @@ def images(tmp_path: Path) -> list[tuple[str, Path]]:
     return listed
 
 
-def run(plans: Sequence[EncoderPlan], images: list, batch: int = 4, texts: Sequence[str] = ()):  # type: ignore[no-untyped-def]
+def run(  # type: ignore[no-untyped-def]
+    plans: Sequence[EncoderPlan],
+    images: list,
+    batch: int = 4,
+    texts: Sequence[str] = (),
+    **more: Any,
+):
     return extract(
-        images,
-        texts,
-        plans,
-        batch_size=batch,
-        text_encoders=frozenset({"thumbnail"}),
-        stage=lambda _total: nullcontext(lambda _count: None),
+        images, texts, plans, batch_size=batch, text_encoders=frozenset({"thumbnail"}), **more
     )
 
 
@@ -88,6 +91,20 @@ def test_each_image_is_decoded_and_encoded_once(tmp_path: Path, images: list) ->
     assert run([again], images, texts=["bb"]).encoded == 0
     assert (Thumbnail.decoded, Thumbnail.encoded) == (23, 6)
     assert read_texts(again, ["bb", "a"])[:, 0].tolist() == [2.0, 1.0]
+
+
+def test_progress_tells_of_images_and_of_texts(tmp_path: Path, images: list) -> None:
+    told: dict[str, list[int]] = {"images": [], "texts": []}
+
+    def stage(what: str, total: int) -> nullcontext[Callable[[int], None]]:
+        told[what].append(total)
+        return nullcontext(told[what].append)
+
+    stages = {"stage": partial(stage, "images"), "text_stage": partial(stage, "texts")}
+    run([plan(tmp_path)], images, texts=["a", "bb", "c", "d", "a", "e"], **stages)
+    (images_to_do, *done), texts = told["images"], told["texts"]
+    assert images_to_do == sum(done) == 23
+    assert texts == [5, 4, 1]
 
 
 def test_what_was_stored_before_does_not_change_a_row(tmp_path: Path, images: list) -> None:
@@ -215,6 +232,7 @@ def test_a_faulty_encoder_is_named(
 _WRITER = """
 import sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 from chexgenbench.features import FeatureStore
 store = FeatureStore(Path(sys.argv[1]), {"features": 64})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -118,6 +119,14 @@ def plan_encoder(
     return plan
 
 
+Stage: TypeAlias = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Of a number of steps, a context manager that yields what is told of those just done."""
+
+
+def _silent(_count: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _done: None)
+
+
 def text_key(text: str) -> str:
     """The key of a text: the hash of its UTF-8 bytes."""
     return sha256_bytes(text.encode("utf-8"))
@@ -140,7 +149,8 @@ def extract(
     batch_size: int,
     text_encoders: frozenset[str] = frozenset(),
     workplaces: Mapping[str, Workplace] = MappingProxyType({}),
-    stage: Callable[[int], Any],
+    stage: Stage = _silent,
+    text_stage: Stage = _silent,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Extraction:
     """Encodes the images and texts that an encoder has not stored yet.
@@ -151,6 +161,7 @@ def extract(
         workplaces: where encoders work by workers, by their name; the others work here. Texts are
             encoded there too where the encoder has an environment of its own.
         stage: given the number of images to do, a context manager that yields ``advance``.
+        text_stage: the same for texts.
         say: told about workers that were lost.
 
     Returns:
@@ -188,14 +199,16 @@ def extract(
             )
     for plan in away.values():
         if workplaces[plan.name].foreign and (missing := lacking_texts.pop(plan.name, [])):
-            encode_elsewhere(
-                _job([plan], batch_size, "texts", workplaces),
-                missing,
-                workplaces[plan.name],
-                sink=lambda name, keys, outputs: away[name].texts.write(keys, outputs),
-                bad=bad,
-                say=say,
-            )
+            with text_stage(len(missing)) as advance:
+                encode_elsewhere(
+                    _job([plan], batch_size, "texts", workplaces),
+                    missing,
+                    workplaces[plan.name],
+                    sink=lambda name, keys, outputs: away[name].texts.write(keys, outputs),
+                    bad=bad,
+                    advance=advance,
+                    say=say,
+                )
     here = [replace(item, encoders=item.encoders - away.keys()) for item in items.values()]
     _extract_here(
         [item for item in here if item.encoders],
@@ -204,6 +217,7 @@ def extract(
         batch_size=batch_size,
         bad=bad,
         stage=stage,
+        text_stage=text_stage,
     )
     done.encoded = len(items) - len(done.bad)
     done.seconds = time.perf_counter() - start
@@ -268,7 +282,8 @@ def _extract_here(
     *,
     batch_size: int,
     bad: Callable[[str, BadImage], None],
-    stage: Callable[[int], Any],
+    stage: Stage,
+    text_stage: Stage,
 ) -> None:
     """Encodes in this process: images by the encoders that each names, texts by encoder name."""
     needed = {name for item in items for name in item.encoders}
@@ -292,7 +307,15 @@ def _extract_here(
             if todo:
                 spec, encoder = loaded[name]
                 writer = Gatherer(chosen[name].texts.write)
-                encode_texts(todo, spec, encoder, batch_size=batch_size, sink=writer.add)
+                with text_stage(len(todo)) as advance:
+                    encode_texts(
+                        todo,
+                        spec,
+                        encoder,
+                        batch_size=batch_size,
+                        sink=writer.add,
+                        advance=advance,
+                    )
                 writer.flush()
     except ChexGenBenchError:
         raise

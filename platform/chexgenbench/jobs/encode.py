@@ -137,6 +137,7 @@ def encode_texts(
     *,
     batch_size: int,
     sink: Callable[[Sequence[str], Outputs], None],
+    advance: Callable[[int], None] = lambda _count: None,
 ) -> None:
     """Encodes (key, text) pairs, padded to a fixed batch as images are."""
     for start in range(0, len(texts), batch_size):
@@ -150,6 +151,7 @@ def encode_texts(
                 f"where finite [{len(batch)}, {width}] is declared."
             )
         sink([key for key, _ in batch], {"features": features})
+        advance(len(batch))
 
 
 def _encode(

@@ -100,8 +100,8 @@ def work(
                     encoder,
                     batch_size=job.batch_size,
                     sink=writers[number].add,
+                    advance=advance,
                 )
-                advance(len(lacking[number]))
     except ChexGenBenchError:
         raise
     except PLUGIN_FAULTS as error:

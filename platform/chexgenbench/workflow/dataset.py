@@ -444,7 +444,7 @@ def _texts(
         [encoder],
         batch_size=options.encode_batch_size,
         text_encoders=frozenset([name]),
-        stage=partial(progress.stage, "encode prompts"),
+        text_stage=partial(progress.stage, "encode prompts", unit="prompts"),
     )
     texts.refresh()
     return texts

@@ -660,6 +660,7 @@ class _Repair:
                 batch_size=32,
                 text_encoders=frozenset({plan.name} if texts else ()),
                 stage=partial(self._progress.stage, f"encode {plan.name}"),
+                text_stage=partial(self._progress.stage, f"encode {plan.name}", unit="prompts"),
                 say=self._progress.say,
             )
         finally:

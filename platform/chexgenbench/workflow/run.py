@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -325,7 +325,7 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     if plan.reference is not None:
         real = plan.reference.real_side(plan)
         # The prompts are the user's own, and so are their text features.
-        _extract(plan, [], outcome, partial(progress.stage, "encode prompts"), progress.say)
+        _extract(plan, [], outcome, "encode prompts", progress)
         return real
     if not prompts.has_image().any():
         outcome.notes.append("the split has no real images: only metrics that need none are taken")
@@ -338,9 +338,7 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
     for i, key in zip(known, plan.hashes.sha256([paths[i] for i in known]), strict=True):
         keys[i] = key
     images = [(key, paths[i]) for i, key in enumerate(keys) if key is not None]
-    done = _extract(
-        plan, images, outcome, partial(progress.stage, "encode real images"), progress.say
-    )
+    done = _extract(plan, images, outcome, "encode real images", progress)
     for i, key in enumerate(keys):
         if key in done.bad:
             bad[i] = done.bad[key]
@@ -418,8 +416,8 @@ def _extract(
     plan: Plan,
     images: Sequence[tuple[str, Path]],
     outcome: Outcome,
-    stage: Callable[[int], Any],
-    say: Callable[[str], None],
+    what: str,
+    progress: Progress,
 ) -> Extraction:
     done = extract(
         images,
@@ -428,8 +426,9 @@ def _extract(
         batch_size=plan.options.encode_batch_size,
         text_encoders=plan.text_encoders,
         workplaces=plan.workplaces,
-        stage=stage,
-        say=say,
+        stage=partial(progress.stage, what),
+        text_stage=partial(progress.stage, "encode prompts", unit="prompts"),
+        say=progress.say,
     )
     outcome.encoded += done.encoded
     return done
@@ -698,9 +697,8 @@ def _score(
     keys: list[str] = generated.table["sha256"].tolist()
     _check_content(plan, record, [generated.path(i) for i in range(len(keys))], keys)
     to_encode = [(key, generated.path(i)) for i, key in enumerate(keys)]
-    stage = partial(progress.stage, f"encode {record.model}")
     with clock.stage("encode generated"):
-        done = _extract(plan, to_encode, outcome, stage, progress.say)
+        done = _extract(plan, to_encode, outcome, f"encode {record.model}", progress)
     if done.bad and plan.options.on_bad_image == "fail":
         listed = "\n".join(error.message for error in list(done.bad.values())[:20])
         raise UserError(
