@@ -117,7 +117,9 @@ def ask_both(store: Store, csv: Path, turns: int) -> list[list[str]]:
         for _ in range(turns):
             seconds, _, found = timed(lambda sql=sql: store.query(sql).to_pandas())
             ours.append(seconds)
-            seconds, _, expected = timed(lambda function=function: function(pd.read_csv(csv)))
+            seconds, _, expected = timed(
+                lambda function=function: function(pd.read_csv(csv, dtype={"run_id": str}))
+            )
             theirs.append(seconds)
             pd.testing.assert_frame_equal(
                 found.reset_index(drop=True), expected.reset_index(drop=True), rtol=1e-9

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
-from chexgenbench.files import atomic_path, inside, read_json, remove_leftovers, sha256_file
+from chexgenbench.files import (
+    atomic_path,
+    file_lock,
+    inside,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+)
 from chexgenbench.progress import Progress
 from chexgenbench.types import Download, RemoteFile
 
@@ -192,10 +199,9 @@ def _place(cache: Path, file: RemoteFile) -> Path:
 
 
 def _fetch_address(address: str, file: RemoteFile, path: Path, progress: Progress) -> None:
-    from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".fetch.lock"):
+    with file_lock(path.parent / ".fetch.lock"):
         remove_leftovers(path.parent, path.suffix)
         if path.is_file() and (file.sha256 is None or sha256_file(path) == file.sha256):
             progress.say(f"{path} is there.")

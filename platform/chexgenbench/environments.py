@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
-from chexgenbench.files import read_json, sha256_file, write_json
+from chexgenbench.files import file_lock, read_json, sha256_file, write_json
 from chexgenbench.home import Home, interpreter
 
 LOCK = "requirements.txt"
@@ -277,13 +277,13 @@ def build(
         UserError: no such Python.
         ChexGenBenchError: pip failed, for want of network or else, or the smoke test did.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     base = _python(environment, python)
     version = _version(base)
     folder = cache / "environments"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{environment.name}.lock")
+    lock = file_lock(folder / f".{environment.name}.lock")
     try:
         held = lock.acquire(timeout=0)
     except Timeout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -12,9 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from chexgenbench.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 try:
     import fcntl
@@ -57,6 +61,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if held:
             os.close(descriptor)
         temporary.unlink(missing_ok=True)
+
+
+def file_lock(path: Path | str, timeout: float = -1) -> BaseFileLock:
+    """A lock that the system frees when its process ends, however it ends.
+
+    Newer releases of filelock take a marker file in its place where a file system has no locks: a
+    kill leaves that behind, and whoever comes next would wait for a dead process. Here taking
+    the lock fails there, with the error of the system.
+
+    Args:
+        timeout: seconds to wait for whoever holds it; negative without end.
+    """
+    from filelock import FileLock
+
+    known = inspect.signature(FileLock.__init__).parameters
+    strict: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
+    return FileLock(path, timeout=timeout, **strict)
 
 
 def remove_leftovers(folder: Path, suffix: str) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
-
 from chexgenbench import FINDINGS, ImageSet, NotApplicable, Task, UserError
-from chexgenbench.files import atomic_path, sha256_bytes
+from chexgenbench.files import atomic_path, file_lock, sha256_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +155,7 @@ def decoded(task: Task, images: ImageSet, size: int, name: str) -> NDArray[np.ui
         raise NotApplicable(f"there is no readable image in the set {name}")
     folder = task.part({"pixels": list(images.keys), "size": size})
     path = folder / "pixels.npy"
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if not path.exists():
             with (
                 atomic_path(path) as temporary,

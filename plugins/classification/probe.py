@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from chexgenbench import Task, UserError
-from chexgenbench.files import atomic_path, sha256_bytes
+from chexgenbench.files import atomic_path, file_lock, sha256_bytes
 
 from .data import seed_of
 
@@ -50,7 +48,7 @@ def fit_predict(
     hashes = [[sha256_bytes(np.ascontiguousarray(a).tobytes()), a.shape] for a in arrays]
     folder = task.part("probe", hashes, list(penalties))
     path = folder / "probabilities.npy"
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if not path.exists():
             losses = [
                 _log_loss(_fit(train, validation[0], penalty), validation[1])

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from chexgenbench import ChexGenBenchError, Context, Task
-from chexgenbench.files import atomic_path, digest, read_json, write_json
+from chexgenbench.files import atomic_path, digest, file_lock, read_json, write_json
 
 from .data import Pixels, augmented, seed_of
 from .networks import build
@@ -103,7 +101,7 @@ def train(
     identity = digest(facts)
     folder = task.part("training", identity)
     done = folder / "weights.safetensors"
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if not done.exists():
             _epochs(task, settings, pixels, part, goals, seed, name, after, folder)
     return Trained(weights=done, identity=identity)
@@ -123,7 +121,7 @@ def predict(
     keys = [pixels.keys[source][row] for source, row in rows.tolist()]
     folder = task.part("predictions", trained.identity, keys)
     path = folder / "probabilities.npy"
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if not path.exists():
             network = build(settings.backbone, None)
             network.load_state_dict(load_file(trained.weights))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from chexgenbench.files import file_lock
 
 _DONE, _STATE = "trained", "epoch-{:04d}"
 
@@ -25,7 +25,7 @@ def trained_once(
     """
     done = folder / _DONE
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if done.is_dir():
             advance(epochs)
         else:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from chexgenbench import ImageSet, NotApplicable, Task
-from chexgenbench.files import digest, read_json, sha256_bytes, write_json
+from chexgenbench.files import digest, file_lock, read_json, sha256_bytes, write_json
 
 if TYPE_CHECKING:
     from chexgenbench_plugins.reports.generators import Generator
@@ -96,7 +94,7 @@ def _written(
     test = task.sets["test"]
     folder = task.part("write", facts, digest(list(test.keys)))
     file = folder / "reports.json"
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if not file.is_file():
             images = generator.read(task, (test,), [(0, at) for at in range(len(test))])
             with task.stage(f"write reports after {regime}", len(test), "images") as advance:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from chexgenbench.files import atomic_path
+from chexgenbench.files import atomic_path, file_lock
 from chexgenbench.images import read_image
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def grey_images(
     """
     file = folder / "images.npy"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    with file_lock(folder / "lock"):
         if not file.is_file():
             with atomic_path(file) as aside:
                 shape = (len(paths), size, size)

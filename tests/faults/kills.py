@@ -343,6 +343,9 @@ def by_signal(
     tally, dice = Tally(), random.Random(f"{seed}/{kind.name}")
     bench, known = Bench(folder / kind.name), dict[Path, int]()
     wanted = {signal.SIGINT: (130,), signal.SIGTERM: (-signal.SIGTERM, 143)}[kind]
+    # What a shell starts in the background ignores Ctrl-C, and so do its children; a handler they
+    # do not inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in range(count):
         # One that comes while Python starts meets no program yet.
         moment = dice.uniform(1.2 * reference.begun, 0.9 * reference.work)
@@ -363,6 +366,8 @@ def by_signal(
     tally.wrong += [] if done.code == 0 else [done.shown()]
     tally.wrong += [*_lost(bench, known, tally), *differences(state(bench), reference.state)]
     tally.rounds = 1
+    if tally.count < count // 2:
+        tally.wrong.append(f"{kind.name} ended {tally.count} of {count} commands")
     say(f"{kind.name}: {tally.count} of {count}; {tally.wrong or 'all as undisturbed'}")
     if not tally.wrong:
         bench.remove()

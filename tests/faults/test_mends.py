@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +16,12 @@ import pytest
 
 from chexgenbench import Image, Model, Request
 from chexgenbench.errors import ChexGenBenchError, UserError
+from chexgenbench.files import file_lock
 from chexgenbench.jobs.generate import call_model, hold
 from chexgenbench.store.store import Store
 from chexgenbench.workflow.run import Outcome, _attempt
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Leaving(Model):
@@ -71,3 +78,22 @@ def test_what_a_killed_generation_left_is_removed(tmp_path: Path) -> None:
         path.touch()
     with hold(tmp_path):
         assert not any(path.exists() for path in left)
+
+
+def test_no_marker_stands_in_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves a marker, and whoever comes next would wait for a dead process."""
+
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((OSError, NotImplementedError)), file_lock(tmp_path / "lock"):
+            pass
+
+
+def test_all_locks_are_those() -> None:
+    for path in (*ROOT.glob("platform/**/*.py"), *ROOT.glob("plugins/**/*.py")):
+        if path.name != "files.py":
+            assert "FileLock" not in path.read_text(encoding="utf-8"), path

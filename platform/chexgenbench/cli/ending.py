@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import shlex
@@ -29,6 +30,8 @@ EXIT_CODES = (
     "Exit codes: 0 well, 1 something failed while it ran, 2 bad input or a disk that cannot be "
     "written, 130 stopped with Ctrl-C."
 )
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 DEBUG = "CHEXGENBENCH_DEBUG"
 """The environment variable that, set to 1, shows where an unexpected error came from."""
@@ -133,6 +136,13 @@ def _of_the_system(error: OSError) -> int:
     if isinstance(error, BrokenPipeError) and _is_unread():
         return NO_READER
     where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _NO_LOCKS:
+        _say(
+            f"{where}This file system has no file locks ({error.strerror}), without which two "
+            "commands may write the same file.",
+            "Put the project (--home) and the cache (CHEXGENBENCH_CACHE) where there are some.",
+        )
+        return BAD_INPUT
     _say(
         f"{where}{error.strerror or error}.",
         "What was made is kept: mend this and repeat the same command.",

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from chexgenbench.errors import ChexGenBenchError
-from chexgenbench.files import digest
+from chexgenbench.files import digest, file_lock
 from chexgenbench.types import QUALITIES, UNREADABLE, Judge, JudgeRequest
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ class Answers:
         lines = [json.dumps([key, answer]) for key, answer in zip(keys, answers, strict=True)]
         # A line that a kill cut is ended first, and does not parse.
         text = "\n" + "\n".join(lines) + "\n"
-        with FileLock(f"{self._path}.lock"), self._path.open("a", encoding="utf-8") as file:
+        with file_lock(f"{self._path}.lock"), self._path.open("a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from chexgenbench.datasets.plain import JPEG, PNG, plain_image
 from chexgenbench.datasets.rows import Rows
 from chexgenbench.downloads import size_text
 from chexgenbench.errors import UserError
-from chexgenbench.files import sha256_bytes
+from chexgenbench.files import file_lock, sha256_bytes
 from chexgenbench.types import FINDINGS
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     aside = out.parent / f".tmp-{out.name}"
     lock = Path(f"{aside}.lock")
     try:
-        with FileLock(lock, timeout=0):
+        with file_lock(lock, timeout=0):
             try:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from chexgenbench import provenance
-from chexgenbench.files import digest, read_json, write_json
+from chexgenbench.files import digest, file_lock, read_json, write_json
 from chexgenbench.jobs.generate import call_model, free_memory
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Model, ModelSpec, Parameters, Request
@@ -74,7 +72,7 @@ def choose_batch_size(
     if say is None and not path.exists():
         return None
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{SIZES}.lock"):
+    with file_lock(root / f".{SIZES}.lock"):
         known = read_json(path) if path.exists() else {}
         if key not in known:
             if say is None:

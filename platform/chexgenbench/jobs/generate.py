@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from chexgenbench.errors import PLUGIN_FAULTS, ChexGenBenchError, is_disk_fault
-from chexgenbench.files import remove_leftovers
+from chexgenbench.files import file_lock, remove_leftovers
 from chexgenbench.images import THUMBNAIL, duplicates
 from chexgenbench.jobs.manifest import (
     CALLS,
@@ -93,7 +93,7 @@ def hold(folder: Path, say: Callable[[str], None] = lambda _text: None) -> Itera
         say: told a line while another command, or a worker that it left, is waited for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = file_lock(folder / ".lock")
     patience = 0.0
     while not lock.is_locked:
         try:
@@ -116,7 +116,7 @@ def hold(folder: Path, say: Callable[[str], None] = lambda _text: None) -> Itera
 def hold_if_quiet(folder: Path) -> Iterator[bool]:
     """The folder for this command alone, as `hold`, if nobody is at work in it; nothing in it is
     put in order. Yields whether that is so."""
-    lock = FileLock(folder / ".lock")
+    lock = file_lock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

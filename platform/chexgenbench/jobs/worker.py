@@ -20,10 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
-from chexgenbench.files import digest, write_json
+from chexgenbench.files import digest, file_lock, write_json
 from chexgenbench.jobs.generate import hold, work
 from chexgenbench.jobs.job import (
     DISK_FAULT,
@@ -152,7 +150,7 @@ def run(
     if isinstance(job, GenerateJob):
         _generate(folder, worker, registry, context, events, kept)
         return
-    with FileLock(folder / ".lock"):
+    with file_lock(folder / ".lock"):
         if isinstance(job, EncodeJob):
             _encode(folder, job, registry, context, events, kept)
         elif isinstance(job, TaskJob):

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
 from chexgenbench.errors import UserError
-from chexgenbench.files import atomic_path
+from chexgenbench.files import atomic_path, file_lock
 from chexgenbench.store.records import RunRecord
 from chexgenbench.types import FINDINGS
 
@@ -75,7 +74,7 @@ def export_run(
     paths = results_folder / OVERALL_NAME, results_folder / CONDITIONAL_NAME
     try:
         results_folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(results_folder / ".metrics-csv.lock"), timeout=600):
+        with file_lock(str(results_folder / ".metrics-csv.lock"), timeout=600):
             _merge(paths[0], PUBLISHED_COLUMNS, record.run_id, [overall])
             _merge(paths[1], (*PUBLISHED_COLUMNS, "Pathology"), record.run_id, conditional)
     except OSError as error:  # a lock that is never released is one too

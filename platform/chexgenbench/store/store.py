@@ -21,10 +21,10 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from chexgenbench.errors import UserError
-from chexgenbench.files import atomic_path, digest, remove_leftovers
+from chexgenbench.files import atomic_path, digest, file_lock, remove_leftovers
 from chexgenbench.store.records import SCHEMAS, RunRecord
 from chexgenbench.store.run_directory import read_record, read_table, run_folders
 from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, version_of
@@ -272,7 +272,7 @@ class Store:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS):
+            with file_lock(f"{self.path}.lock", timeout=_LOCK_SECONDS):
                 self._change_locked(change, fresh=fresh)
         except Timeout as error:
             raise UserError(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from filelock import FileLock
 
 from chexgenbench.datasets.card import PROVENANCE, Choice, card, privacy_remark, provenance
 from chexgenbench.datasets.judging import Answers, ask, count
@@ -19,7 +18,7 @@ from chexgenbench.datasets.write import Format, check_space, new_folder, write_f
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.features import FeatureStore, HashCache, plan_encoder
 from chexgenbench.features.extract import extract, text_key
-from chexgenbench.files import digest, inside, write_json, write_text
+from chexgenbench.files import digest, file_lock, inside, write_json, write_text
 from chexgenbench.progress import Progress
 from chexgenbench.registry import Plugin, Registry
 from chexgenbench.store import questions
@@ -282,7 +281,7 @@ def _judge(
     said: list[str] = []
     # One process at a time: two would ask the same questions.
     with (
-        FileLock(folder / "judge.lock"),
+        file_lock(folder / "judge.lock"),
         progress.stage(f"judge {rows.record.model}", len(rows)) as advance,
     ):
         answers = Answers(folder)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors.border import remove
 from chexgenbench.executors.shards import SHARDS
 from chexgenbench.executors.workplace import ELSEWHERE
 from chexgenbench.features.cache import task_parts
-from chexgenbench.files import TEMPORARY, Presence, alone, is_free
+from chexgenbench.files import TEMPORARY, Presence, alone, file_lock, is_free
 from chexgenbench.generation import is_concluded
 from chexgenbench.generation.generation import IDENTITY
 from chexgenbench.home import Home
@@ -321,7 +321,7 @@ def _generation(folder: Path) -> Guard:
 def _file_lock(path: Path) -> Guard:
     @contextmanager
     def guard() -> Iterator[bool]:
-        lock = FileLock(path)
+        lock = file_lock(path)
         try:
             lock.acquire(timeout=0)
         except (Timeout, OSError):
