@@ -80,6 +80,28 @@ def file_lock(path: Path | str, timeout: float = -1) -> BaseFileLock:
     return FileLock(path, timeout=timeout, **strict)
 
 
+@contextmanager
+def sign(folder: Path, name: str, suffix: str) -> Iterator[Path]:
+    """An empty temporary file that says something by its name, ``.tmp-NAME-…SUFFIX``, while the
+    block lasts; `is_free` tells whether a killed process left it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, path = tempfile.mkstemp(prefix=f"{TEMPORARY}{name}-", suffix=suffix, dir=folder)
+    try:
+        _lock(descriptor, shared=False)
+        yield Path(path)
+    finally:
+        os.close(descriptor)
+        Path(path).unlink(missing_ok=True)
+
+
+def signs(folder: Path, suffix: str) -> dict[Path, str]:
+    """What `sign` left or others show there now, and the name that each says."""
+    return {
+        path: path.name.removeprefix(TEMPORARY).removesuffix(suffix).rpartition("-")[0]
+        for path in sorted(folder.glob(f"{TEMPORARY}*-*{suffix}"))
+    }
+
+
 def remove_leftovers(folder: Path, suffix: str) -> None:
     """Removes what killed writers left of `atomic_path`; the caller holds the folder's lock."""
     for path in folder.glob(f"{TEMPORARY}*{suffix}"):

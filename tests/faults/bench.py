@@ -418,7 +418,7 @@ _STAGES = (
     ("image files", r"/images/"),
     ("manifest and its like", r"/runs/generations/"),
     ("run directory", r"/home/runs/"),
-    ("store", r"\.duckdb"),
+    ("store", r"\.duckdb|\.ingest$"),
     ("CSV files", r"Results/.*csv"),
     ("page", r"report\.html|/cache/vega/|/Results/\.tmp-[^/]*\.html"),
 )

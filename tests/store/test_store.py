@@ -11,7 +11,8 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +27,7 @@ import yaml
 
 from chexgenbench.cli.shell import Shell, _found
 from chexgenbench.errors import UserError
+from chexgenbench.files import file_lock, sign
 from chexgenbench.store import exports, questions
 from chexgenbench.store import store as store_module
 from chexgenbench.store.cookbook import saved_queries, saved_query
@@ -727,6 +729,115 @@ def test_two_writers_at_once_beside_a_reader(store: Store, tmp_path: Path) -> No
     assert reader.communicate("\n", timeout=60)[0] == "2\n"
     found = store.query("SELECT run_id FROM runs").column(0).to_pylist()
     assert sorted(found) == sorted(["aa-1", "ab-2", *names[0], *names[1]])
+
+
+_STOPPED = """
+import os, signal, sys, threading
+from pathlib import Path
+from chexgenbench.store.store import Store
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+store = Store(Path(sys.argv[1]))
+for _ in range(60):
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        store.query("SELECT sum(range % 7) FROM range(400000000)")
+    except KeyboardInterrupt as error:
+        # It may also have come before or after the query, as Python's own.
+        if isinstance(error.__cause__, RuntimeError):
+            print("stopped")
+            break
+"""
+
+
+def test_ctrl_c_ends_a_query_as_it_ends_other_work(store: Store) -> None:
+    """DuckDB's own error for it was taken for a fault of the platform."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _STOPPED, str(store.path)]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
+    assert done.stdout == "stopped\n", done.stderr
+
+
+_TELLING = """
+import sys
+from pathlib import Path
+from chexgenbench.store.store import Store
+change = Store._change_locked
+def told(self, *given, **named):
+    print("change", flush=True)
+    change(self, *given, **named)
+Store._change_locked = told
+Store(Path(sys.argv[1])).ingest([Path(sys.argv[2])])
+"""
+
+
+def waiting_for(store: Store, folders: Sequence[Path]) -> list[subprocess.Popen[str]]:
+    """A process for each run that wants to take it in; `store` is locked here."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found = []
+    for folder in folders:
+        command = [sys.executable, "-c", _TELLING, str(store.path), str(folder)]
+        pipe = subprocess.PIPE
+        found.append(
+            subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe)
+        )
+    end = time.monotonic() + 60
+    while len(list(store.path.parent.glob(".tmp-*.ingest"))) < len(folders):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+def test_who_waits_for_the_store_is_taken_in_by_the_first(store: Store, tmp_path: Path) -> None:
+    folders = [make(tmp_path / "runs", f"w-{n}", f"model {n}") for n in range(4)]
+    with file_lock(f"{store.path}.lock"):
+        writers = waiting_for(store, folders)
+    said = "".join(writer.communicate(timeout=60)[0] for writer in writers)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert said == "change\n"
+    assert store.run_ids() == ["aa-1", "ab-2", *(folder.name for folder in folders)]
+    assert [found for found in store.differing(folders) if found[1]] == []
+    assert not list(store.path.parent.glob(".tmp-*"))
+
+
+def test_a_run_that_does_not_fit_fails_for_its_own_process_alone(
+    store: Store, tmp_path: Path
+) -> None:
+    good, bad = make(tmp_path / "runs", "good"), make(tmp_path / "runs", "w-bad")
+    run = read_record(bad)
+    with file_lock(f"{store.path}.lock"):
+        writers = waiting_for(store, [good, bad])
+        # It was well when its process read it.
+        table = read_table(bad, "scores", run)
+        write_run(bad, run, {"scores": pa.concat_tables([table, table.slice(0, 1)])})
+    errors = [writer.communicate(timeout=60)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 1]
+    assert "rows that repeat" in errors[1]
+    assert store.run_ids() == ["aa-1", "ab-2", "good"]
+
+
+def test_what_a_killed_process_waited_for_is_taken_in(store: Store, tmp_path: Path) -> None:
+    here = store.path.parent
+    make(tmp_path / "runs", "killed-1")
+    make(tmp_path, "outside")
+    again = read_record(make(tmp_path / "runs", "again"))
+    write_record(tmp_path / "runs" / "again", again.model_copy(update={"status": "running"}))
+    for name in ("killed-1", "again", "gone", "..", "..-outside"):
+        (here / f".tmp-{name}-x1y2.ingest").touch()
+    kept = sign(here, "elsewhere", ".ingest")
+    with kept as held:
+        store.ingest([make(tmp_path / "runs", "next")])
+        assert list(here.glob(".tmp-*")) == [held]
+    assert store.run_ids() == ["aa-1", "ab-2", "killed-1", "next"]
+
+
+def test_the_newest_state_of_a_run_counts(store: Store, tmp_path: Path) -> None:
+    """Another process may write a run while this one waits for the store."""
+    folder = make(tmp_path / "runs", "late")
+    with file_lock(f"{store.path}.lock"):
+        (writer,) = waiting_for(store, [folder])
+        make(tmp_path / "runs", "late", "another model", fid=7.5)
+    assert writer.wait(60) == 0
+    assert list(store.differing([folder])) == [(folder, [])]
 
 
 NEW_COLUMNS = {

@@ -11,8 +11,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -24,9 +24,17 @@ import pyarrow as pa
 from filelock import Timeout
 
 from chexgenbench.errors import UserError
-from chexgenbench.files import atomic_path, digest, file_lock, remove_leftovers
+from chexgenbench.files import (
+    atomic_path,
+    digest,
+    file_lock,
+    is_free,
+    remove_leftovers,
+    sign,
+    signs,
+)
 from chexgenbench.store.records import SCHEMAS, RunRecord
-from chexgenbench.store.run_directory import read_record, read_table, run_folders
+from chexgenbench.store.run_directory import RECORD_NAME, read_record, read_table, run_folders
 from chexgenbench.store.schema import REBUILD, SCHEMA_VERSION, TABLES, migrate, version_of
 
 _ROWS = 100_000
@@ -38,6 +46,12 @@ _STORAGE: dict[str, str | bool | int | float | list[str]] = {
 """Of a new file: other programs (R, a database shell) often have an older DuckDB than this one."""
 
 _LOCK_SECONDS = 600
+
+_WAITING = ".ingest"
+"""The end of the name of the file that tells of a run which waits to be taken in."""
+
+_MOST_ROWS = 2_000_000
+"""Of other processes' runs that one takes in with its own: they are held in memory together."""
 _Change = Callable[[duckdb.DuckDBPyConnection], None]
 _JSON = (
     "model_parameters",
@@ -62,6 +76,14 @@ class Rebuilt:
 
 @dataclass(frozen=True)
 class _Run:
+    """A run directory as it was read.
+
+    Attributes:
+        stamp: of its record then, which every change of the directory writes anew.
+    """
+
+    folder: Path
+    stamp: tuple[int, int]
     record: RunRecord
     tables: dict[str, pa.Table]
 
@@ -82,12 +104,55 @@ class Store:
                 connection.close()
 
     def ingest(self, folders: Iterable[Path]) -> list[str]:
-        """Takes run directories in, in place of what the store had of the same runs."""
-        runs = [_read(folder) for folder in folders]
-        runs = list({run.record.run_id: run for run in runs}.values())  # the last of each counts
-        if runs:
-            self._change(lambda connection: _load(connection, runs))
-        return [run.record.run_id for run in runs]
+        """Takes run directories in, in place of what the store had of the same runs.
+
+        Of several processes that wait for it, the first takes in the runs of all whose directories
+        lie beside its own: a change of the store takes about as long for one run as for eight.
+        """
+        runs = {folder.name: _read(folder) for folder in folders}  # the last of each counts
+        if not runs:
+            return []
+        with self._writing(), ExitStack() as stack:
+            here = self.path.parent
+            waiting = [stack.enter_context(sign(here, name, _WAITING)) for name in runs]
+            stack.enter_context(self._alone())
+            if any(each.exists() for each in waiting):
+                self._take_in({name: _newest(run) for name, run in runs.items()})
+        return list(runs)
+
+    def _take_in(self, own: Mapping[str, _Run]) -> None:
+        """Runs of this process, and of those that wait for the lock, which this one holds."""
+        others: dict[str, _Run] = {}
+        waiting = signs(self.path.parent, _WAITING)
+        runs_folder, rows = next(iter(own.values())).folder.parent, 0
+        for path, name in waiting.items():
+            if name in own or name in others or rows > _MOST_ROWS:
+                continue
+            try:
+                if Path(name).name != name:
+                    raise UserError(f"{name!r} is no name of a run.")
+                run = _read(runs_folder / name)
+                if run.record.status == "running":
+                    raise UserError(f"{name} was begun again since.")
+                others[name] = run
+                rows += sum(table.num_rows for table in run.tables.values())
+            except UserError:  # of another project, or gone: whoever waits for it will see
+                if is_free(path):
+                    path.unlink(missing_ok=True)
+        taken = {**others, **own}
+        try:
+            self._load_locked(taken)
+        except UserError:
+            if not others:
+                raise
+            taken = dict(own)  # what is wrong with the others' runs is for them to hear
+            self._load_locked(taken)
+        for path, name in waiting.items():
+            if name in taken:
+                path.unlink(missing_ok=True)
+
+    def _load_locked(self, runs: Mapping[str, _Run]) -> None:
+        self._change_locked(lambda connection: _load(connection, list(runs.values())), fresh=False)
 
     def delete(self, run_ids: Iterable[str]) -> None:
         """Removes runs from the store; their directories stay."""
@@ -208,7 +273,7 @@ class Store:
             for folder in folders:
                 try:
                     run = _read(folder)
-                    with _fitting():
+                    with _stoppable(), _fitting():
                         _load(connection, [run], others=there)
                 except UserError as error:
                     yield folder, error
@@ -232,7 +297,8 @@ class Store:
                 connection.close()
                 self._change(lambda _connection: None)
                 connection = self._connect()
-            yield connection
+            with _stoppable():
+                yield connection
         finally:
             connection.close()
 
@@ -270,15 +336,27 @@ class Store:
 
         A store of an older schema is kept beside it, as `copy_of` names it.
         """
+        with self._writing(), self._alone():
+            self._change_locked(change, fresh=fresh)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(f"{self.path}.lock", timeout=_LOCK_SECONDS):
-                self._change_locked(change, fresh=fresh)
+                yield
         except Timeout as error:
             raise UserError(
                 f"Another process has held {self.path}.lock for {_LOCK_SECONDS} s.",
                 hint="Wait for it or end it, then try again.",
             ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says of errors in the block that the store cannot be written."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _stoppable():
+                yield
         except (
             OSError,
             duckdb.IOException,
@@ -357,6 +435,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _stoppable() -> Iterator[None]:
+    """DuckDB hears of Ctrl-C while it works and keeps the exception of it to itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextmanager
 def _fitting() -> Iterator[None]:
     try:
         yield
@@ -367,7 +456,20 @@ def _fitting() -> Iterator[None]:
         ) from error
 
 
+def _newest(run: _Run) -> _Run:
+    """The run, read again if another process has written it since."""
+    return run if _stamp(run.folder) == run.stamp else _read(run.folder)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    with suppress(OSError):
+        stat = (folder / RECORD_NAME).stat()
+        return stat.st_ino, stat.st_mtime_ns
+    return 0, 0  # what it means is said by whoever reads it
+
+
 def _read(folder: Path) -> _Run:
+    stamp = _stamp(folder)
     record = read_record(folder)
     tables = {name: read_table(folder, name, record) for name in SCHEMAS}
     for name, table in tables.items():
@@ -377,7 +479,7 @@ def _read(folder: Path) -> _Run:
                 f"{folder / name}.parquet has rows that repeat {', '.join(key)}.",
                 hint="Delete the directory and run again.",
             )
-    return _Run(record, tables)
+    return _Run(folder, stamp, record, tables)
 
 
 def _unequal(connection: duckdb.DuckDBPyConnection, name: str, stored: pa.Table) -> bool:
