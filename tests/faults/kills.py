@@ -342,7 +342,11 @@ def by_signal(
     """A signal that a process may answer, at random moments of one run, which is then compared."""
     tally, dice = Tally(), random.Random(f"{seed}/{kind.name}")
     bench, known = Bench(folder / kind.name), dict[Path, int]()
-    wanted = {signal.SIGINT: (130,), signal.SIGTERM: (-signal.SIGTERM, 143)}[kind]
+    # A Ctrl-C that meets Python's own end, when all is done, ends it by the signal: 130 to a shell.
+    wanted = {
+        signal.SIGINT: (130, -signal.SIGINT),
+        signal.SIGTERM: (-signal.SIGTERM, 143),
+    }[kind]
     # What a shell starts in the background ignores Ctrl-C, and so do its children; a handler they
     # do not inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
