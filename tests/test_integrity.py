@@ -260,7 +260,9 @@ def test_damage_of_a_run_and_the_store_at_once_loses_no_other_run(project: Desk)
     done = project.run("repair", "--json", "-q", code=1)
     told = json.loads(done.out)
     assert [each["place"] for each in told["failed"]] == [str(path)]
-    assert "1 run directories" in told["done"][0]
+    kept = home.store.with_name("chexgenbench-unreadable.duckdb")
+    assert kept.name in told["done"][0] and kept.read_bytes() == b"no database" * 1000
+    assert "1 run directories" in told["done"][1]
     left = verify(home, SILENT).faults
     assert [(fault.kind, fault.place) for fault in left] == [("run", path)]
 

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -81,17 +81,28 @@ def file_lock(path: Path | str, timeout: float = -1) -> BaseFileLock:
 
 
 @contextmanager
-def sign(folder: Path, name: str, suffix: str) -> Iterator[Path]:
-    """An empty temporary file that says something by its name, ``.tmp-NAME-…SUFFIX``, while the
-    block lasts; `is_free` tells whether a killed process left it."""
+def sign(folder: Path, name: str, suffix: str) -> Iterator[Callable[[], bool]]:
+    """An empty temporary file that asks for something by its name, ``.tmp-NAME-…SUFFIX``, while the
+    block lasts; `is_free` tells whether a killed process left it.
+
+    Yields:
+        Whether another process has `answer`ed; that the file is gone alone means nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, path = tempfile.mkstemp(prefix=f"{TEMPORARY}{name}-", suffix=suffix, dir=folder)
     try:
         _lock(descriptor, shared=False)
-        yield Path(path)
+        yield lambda: os.fstat(descriptor).st_size > 0
     finally:
         os.close(descriptor)
         Path(path).unlink(missing_ok=True)
+
+
+def answer(path: Path) -> None:
+    """Tells whoever shows a sign that it was done, and takes the sign away."""
+    with suppress(OSError):  # of another user: who is told nothing does it again
+        path.write_bytes(b"1")
+        path.unlink()
 
 
 def signs(folder: Path, suffix: str) -> dict[Path, str]:

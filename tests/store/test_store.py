@@ -799,6 +799,16 @@ def test_who_waits_for_the_store_is_taken_in_by_the_first(store: Store, tmp_path
     assert not list(store.path.parent.glob(".tmp-*"))
 
 
+def test_a_sign_that_is_gone_is_no_answer(store: Store, tmp_path: Path) -> None:
+    folder = make(tmp_path / "runs", "late")
+    with file_lock(f"{store.path}.lock"):
+        (writer,) = waiting_for(store, [folder])
+        for path in store.path.parent.glob(".tmp-*.ingest"):
+            path.unlink()
+    assert writer.communicate(timeout=60)[0] == "change\n"
+    assert "late" in store.run_ids()
+
+
 def test_a_run_that_does_not_fit_fails_for_its_own_process_alone(
     store: Store, tmp_path: Path
 ) -> None:
@@ -823,10 +833,10 @@ def test_what_a_killed_process_waited_for_is_taken_in(store: Store, tmp_path: Pa
     write_record(tmp_path / "runs" / "again", again.model_copy(update={"status": "running"}))
     for name in ("killed-1", "again", "gone", "..", "..-outside"):
         (here / f".tmp-{name}-x1y2.ingest").touch()
-    kept = sign(here, "elsewhere", ".ingest")
-    with kept as held:
+    with sign(here, "elsewhere", ".ingest") as answered:
         store.ingest([make(tmp_path / "runs", "next")])
-        assert list(here.glob(".tmp-*")) == [held]
+        (held,) = here.glob(".tmp-*")
+        assert held.name.startswith(".tmp-elsewhere-") and not answered()
     assert store.run_ids() == ["aa-1", "ab-2", "killed-1", "next"]
 
 

@@ -689,7 +689,9 @@ def write_comments(connection: duckdb.DuckDBPyConnection) -> None:
     for name, (comment, _) in VIEWS.items():
         connection.execute(f"COMMENT ON VIEW {_name(name)} IS {quoted(comment)}")
         for (column,) in connection.execute(
-            "SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [name]
+            "SELECT column_name FROM duckdb_columns() "
+            "WHERE table_name = ? AND database_name = current_database()",
+            [name],
         ).fetchall():
             connection.execute(
                 f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {quoted(known[column])}"

@@ -25,6 +25,7 @@ from filelock import Timeout
 
 from chexgenbench.errors import UserError
 from chexgenbench.files import (
+    answer,
     atomic_path,
     digest,
     file_lock,
@@ -114,16 +115,18 @@ class Store:
             return []
         with self._writing(), ExitStack() as stack:
             here = self.path.parent
-            waiting = [stack.enter_context(sign(here, name, _WAITING)) for name in runs]
+            answered = [stack.enter_context(sign(here, name, _WAITING)) for name in runs]
             stack.enter_context(self._alone())
-            if any(each.exists() for each in waiting):
-                self._take_in({name: _newest(run) for name, run in runs.items()})
+            if not all(each() for each in answered):
+                self._take_in(runs)
         return list(runs)
 
-    def _take_in(self, own: Mapping[str, _Run]) -> None:
+    def _take_in(self, runs: Mapping[str, _Run]) -> None:
         """Runs of this process, and of those that wait for the lock, which this one holds."""
         others: dict[str, _Run] = {}
+        # Before the runs are looked at: who asks later may have written one of them since.
         waiting = signs(self.path.parent, _WAITING)
+        own = {name: _newest(run) for name, run in runs.items()}
         runs_folder, rows = next(iter(own.values())).folder.parent, 0
         for path, name in waiting.items():
             if name in own or name in others or rows > _MOST_ROWS:
@@ -136,20 +139,20 @@ class Store:
                     raise UserError(f"{name} was begun again since.")
                 others[name] = run
                 rows += sum(table.num_rows for table in run.tables.values())
-            except UserError:  # of another project, or gone: whoever waits for it will see
+            except (UserError, OSError):  # of another project, or gone: who waits for it will see
                 if is_free(path):
                     path.unlink(missing_ok=True)
         taken = {**others, **own}
         try:
             self._load_locked(taken)
-        except UserError:
+        except (UserError, duckdb.OutOfMemoryException):
             if not others:
                 raise
             taken = dict(own)  # what is wrong with the others' runs is for them to hear
             self._load_locked(taken)
         for path, name in waiting.items():
             if name in taken:
-                path.unlink(missing_ok=True)
+                answer(path)
 
     def _load_locked(self, runs: Mapping[str, _Run]) -> None:
         self._change_locked(lambda connection: _load(connection, list(runs.values())), fresh=False)
@@ -171,14 +174,18 @@ class Store:
         """Makes the store again from the directories in `runs_folder`, whatever stood there."""
         runs: dict[str, _Run] = {}
         skipped: dict[Path, str] = {}
-        for folder in run_folders(runs_folder):
-            try:
-                run = _read(folder)
-            except UserError as error:
-                skipped[folder] = error.message
-            else:
-                runs[run.record.run_id] = run
-        self._change(lambda connection: _load(connection, list(runs.values())), fresh=True)
+        with self._writing(), self._alone():
+            # Under the lock, or a run that is taken in meanwhile would be lost again.
+            for folder in run_folders(runs_folder):
+                try:
+                    run = _read(folder)
+                except UserError as error:
+                    skipped[folder] = error.message
+                else:
+                    runs[run.record.run_id] = run
+            self._change_locked(
+                lambda connection: _load(connection, list(runs.values())), fresh=True
+            )
         return Rebuilt(list(runs), skipped)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:

@@ -112,9 +112,12 @@ class Reader:
                     opened = self._attach(version)
                 except duckdb.Error as error:
                     raise UserError(f"The store cannot be read: {error}", hint=REBUILD) from error
-                # Replaced meanwhile, the file may be another one, with runs that are not shown.
-                if (newest := self._source.newest()) is version:
+                # The store's own file may be another one by now, with runs that are not shown; a
+                # copy of it stays what it is.
+                newest = self._source.newest()
+                if newest is version or version.folder is not None:
                     self._open = opened
+                    break
                 version = newest
             return self._open
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.features import EncoderPlan, HashCache, extract, plan_encoder
 from chexgenbench.features.extract import text_key
 from chexgenbench.features.store import PARTS, seal_of
-from chexgenbench.files import alone, digest, inside, read_json, sha256_file
+from chexgenbench.files import alone, atomic_path, digest, inside, read_json, sha256_file
 from chexgenbench.generation import Generation, is_concluded, make_requests, plan_generation
 from chexgenbench.generation.generation import IDENTITY, SUMMARY
 from chexgenbench.home import Home
@@ -179,9 +180,10 @@ def _verify_generation(folder: Path, found: Verified, progress: Progress) -> Non
 def _place(folder: Path, relative: str) -> Path:
     """The image of a line, or the manifest where the line leads out of the folder."""
     try:
-        return inside(folder, relative)
+        inside(folder, relative)
     except ValueError:
         return folder / MANIFEST
+    return folder / relative
 
 
 def _is_quiet(folder: Path) -> bool:
@@ -738,6 +740,12 @@ class _Repair:
                 raise UserError(
                     f"it has runs whose directories cannot be read: {', '.join(only_here)}"
                 )
+            if not readable and self._home.store.is_file():
+                # It may be of a newer release, and have what no directory has.
+                kept = self._home.store.with_name(f"{self._home.store.stem}-unreadable.duckdb")
+                with atomic_path(kept) as temporary:
+                    shutil.copyfile(self._home.store, temporary)
+                self._done(f"the store as it was is kept as {kept.name}")
             rebuilt = self._store.rebuild(self._home.runs)
         except UserError as error:
             self._fail(faults, _plain(error))
