@@ -107,6 +107,7 @@ def make_desk(folder: Path, images: int, layers: int) -> None:
     from PIL import Image, ImageFilter
 
     from chexgenbench_plugins.phantom import oracle_image
+    from random_encoders import save_inception, save_rad_dino
 
     with (ROOT / "MIMIC_Splits/demo/DEMO_ANNOTATIONS_TEST.csv").open(encoding="utf-8") as file:
         prompts = list(dict.fromkeys(row["annotated_prompt"] for row in csv.DictReader(file)))
@@ -141,8 +142,10 @@ def make_desk(folder: Path, images: int, layers: int) -> None:
     ]
     _write(folder / "made.csv", made)
     some = [folder / "first" / f"{number}.png" for number in range(min(images, 12))]
-    _inception(folder / "inception.pth", some)
-    _rad_dino(folder / "rad-dino", layers)
+    save_inception(folder / "inception.pth", some)
+    save_rad_dino(
+        folder / "rad-dino", num_hidden_layers=layers, patch_size=14, initializer_range=0.05
+    )
 
 
 def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -150,51 +153,6 @@ def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _inception(path: Path, images: Sequence[Path]) -> None:
-    """Random weights whose normalisation fits the images, so that features tell them apart."""
-    import torch
-    from PIL import Image
-
-    from chexgenbench_plugins.encoders.inception_v3 import _network
-
-    torch.manual_seed(0)
-    network = _network()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # running statistics become those of the one batch
-    shown = [np.array(Image.open(each).convert("RGB").resize((299, 299))) for each in images]
-    batch = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 128 - 1
-    with torch.no_grad():
-        network.train().trunk(batch)
-    torch.save(network.state_dict(), path)
-
-
-def _rad_dino(folder: Path, layers: int) -> None:
-    import torch
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        num_hidden_layers=layers, image_size=518, patch_size=14, initializer_range=0.05
-    )
-    Dinov2Model(config).save_pretrained(folder)
-    settings = {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": 518},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 518, "width": 518},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5307] * 3,
-        "image_std": [0.2583] * 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 # --- the sides --------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +307,6 @@ def test_4_an_unreadable_image_is_no_black_image(tmp_path: Path) -> None:
             [],
             [plan],
             batch_size=3,
-            stage=lambda _total: nullcontext(lambda _count: None),
         )
         keys = [key for key, _ in keyed if key in images]
         levels = images.read(keys)["features"][:, 0].tolist()

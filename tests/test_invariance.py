@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +102,6 @@ def encode(world: World, folder: Path, images: Files, batch: int = 32) -> None:
         [new_plan(folder)],
         batch_size=batch,
         text_encoders=frozenset({ENCODER}),
-        stage=lambda _total: nullcontext(lambda _count: None),
     )
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,6 @@ class Bench:
             batch_size=BATCH,
             text_encoders=frozenset({"small"}),
             workplaces=places,
-            stage=lambda _total: nullcontext(lambda _count: None),
             say=self.said.append,
         )
 

@@ -7,13 +7,11 @@ were used; the other is this project's plugins with the values that they set und
 from __future__ import annotations
 
 import ast
-import contextlib
 import csv
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from chexgenbench.scoring import MetricPlan, Score, Sides, score
 from chexgenbench.splits.prompts import read_prompts
 from chexgenbench.statistics import Estimate
 from chexgenbench.types import Context, NotApplicable, Sample
+from random_encoders import save_inception, save_rad_dino
 
 REGISTRY = load_registry()
 PEER = Path(__file__).parent / "published" / "fidelity.py"
@@ -115,7 +114,7 @@ class Desk:
             for side, rows in (("real", PROMPTS), ("fake", PROMPTS + REPEATED))
             for row in range(rows)
         ]
-        extract(images, [], [plan], batch_size=11, stage=_silent)
+        extract(images, [], [plan], batch_size=11)
         return plan
 
     def scores(self, encoder: EncoderPlan, fake_rows: np.ndarray, **values: object) -> Found:
@@ -149,17 +148,15 @@ def _files(where: Path) -> list[Path]:
     return [where] if where.is_file() else sorted(where.glob("*.safetensors"))
 
 
-@contextlib.contextmanager
-def _silent(_count: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _done: None
-
-
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     desk = Desk(tmp_path_factory.mktemp("legacy"))
     _draw(desk)
-    _inception(desk.inception, [desk.image("fake", row) for row in range(12)])
-    _rad_dino(desk.rad_dino)
+    save_inception(desk.inception, [desk.image("fake", row) for row in range(12)])
+    # One block of the architecture at its full width; patches of 37, not 14: a seventh of them.
+    save_rad_dino(
+        desk.rad_dino, num_hidden_layers=1, patch_size=37, mlp_ratio=1, initializer_range=0.1
+    )
     return desk
 
 
@@ -214,58 +211,6 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _inception(path: Path, images: list[Path]) -> None:
-    """Random weights whose normalisation fits the images, so that features tell them apart."""
-    from chexgenbench_plugins.encoders.inception_v3 import _network
-
-    torch.manual_seed(0)
-    network = _network()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # running statistics become those of the one batch
-    batch = torch.stack(
-        [
-            torch.from_numpy(np.array(Image.open(each).convert("RGB").resize((299, 299))))
-            for each in images
-        ]
-    )
-    with torch.no_grad():
-        network.train().trunk(batch.permute(0, 3, 1, 2).float() / 128 - 1)
-    torch.save(network.state_dict(), path)
-
-
-def _rad_dino(folder: Path) -> None:
-    """One block of the architecture at its full width, random, with its processor's settings."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=768,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        image_size=518,
-        patch_size=37,  # not 14: a seventh of the patches
-        mlp_ratio=1,
-        initializer_range=0.1,
-    )
-    Dinov2Model(config).save_pretrained(folder)
-    settings = {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": 518},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 518, "width": 518},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5307] * 3,
-        "image_std": [0.2583] * 3,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _side(rows: np.ndarray) -> Sample:

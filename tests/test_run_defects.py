@@ -149,7 +149,7 @@ def test_18_each_image_is_encoded_once(tmp_path: Path) -> None:
 
     def once(paths: Sequence[Path], encoder: EncoderPlan) -> None:
         keyed = [(sha256_file(path), path) for path in paths]
-        extract(keyed, [], [encoder], batch_size=1, stage=lambda _n: nullcontext(lambda _k: None))
+        extract(keyed, [], [encoder], batch_size=1)
 
     def ours(paths: Sequence[Path], subsets: Sequence[Sequence[int]]) -> None:
         for rows in subsets:

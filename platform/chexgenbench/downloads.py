@@ -199,7 +199,6 @@ def _place(cache: Path, file: RemoteFile) -> Path:
 
 
 def _fetch_address(address: str, file: RemoteFile, path: Path, progress: Progress) -> None:
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.parent / ".fetch.lock"):
         remove_leftovers(path.parent, path.suffix)

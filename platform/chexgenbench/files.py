@@ -75,6 +75,7 @@ def file_lock(path: Path | str, timeout: float = -1) -> BaseFileLock:
     """
     from filelock import FileLock
 
+    # A worker's own environment may have an older release, which takes no marker.
     known = inspect.signature(FileLock.__init__).parameters
     strict: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
     return FileLock(path, timeout=timeout, **strict)

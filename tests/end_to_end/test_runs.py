@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.slow
 
 SMALL = ("run", "--limit", 90, "--model", "oracle", "--model", "phantom-diffusion")
 SMALL = (*SMALL, "--set", "phantom-diffusion.steps=2")
+METRIC = "inception-score"
+"""It needs no real images."""
+
 SCORES = "select * exclude (created_at) from scores order by all"
 
 
@@ -359,3 +363,20 @@ def test_repeats_are_further_images_of_a_prompt(desk: Desk) -> None:
     assert desk.rows("select count(distinct sha256) as n from images") == [{"n": "24"}]
     (row,) = desk.rows("select n_real, n_fake from scores where metric='kid' and subset='overall'")
     assert row == {"n_real": "12", "n_fake": "24"}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_it_says_to_try_next_has_an_answer(tmp_path: Path, labelled: bool) -> None:
+    """Of scores that the demo's suggestions would not find."""
+    desk, table = Desk.new(tmp_path), tmp_path / "prompts.csv"
+    rows = [f"Report {number}.,{number % 2}" for number in range(60)]
+    table.write_text("\n".join(["prompt,effusion", *rows]), encoding="utf-8")
+    columns = {"id": "", "prompt": "prompt", "labels": "", "patient": "", "path": "", "view": ""}
+    if labelled:
+        columns["Pleural Effusion"] = "effusion"
+    named = [word for role, name in columns.items() for word in ("--column", f"{role}={name}")]
+    done = desk.run("run", "--split", table, *named, "--model", "noise", "--metric", METRIC)
+    tries = [shlex.split(line) for line in done.out.split("Try next:\n")[1].strip().splitlines()]
+    assert len(tries) == (3 if labelled else 2)
+    for _program, *words in tries[:-1]:
+        assert "noise" in desk.run(*words).out

@@ -22,7 +22,10 @@ from chexgenbench.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chexgenbench.errors import ChexGenBenchError
+    from chexgenbench.store.store import Store
     from chexgenbench.workflow.plan import Options
     from chexgenbench.workflow.run import Outcome
 
@@ -770,21 +773,32 @@ def _finish(options: Options, outcome: Outcome, json: bool, quiet: bool) -> None
             shown = options.home.shown
             print(f"\nStore: {shown(options.home.store)}\nPage:  {shown(page)}")
             if not quiet:
-                _print_next(options.home.option)
+                _print_next(store, runs, options.home.option)
     _failures(outcome)
 
 
-def _print_next(home: str) -> None:
-    question = (
-        "select finding, model, value from by_finding where metric = 'alignment' order by value"
+def _print_next(store: Store, runs: Sequence[str], home: str) -> None:
+    """Commands that have something to show of these runs."""
+    finding = "Pleural Effusion"
+    known = store.query(
+        "SELECT DISTINCT metric FROM scores WHERE status = 'ok' AND subset = ? "
+        "AND run_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY 1",
+        [finding, list(runs)],
     )
+    metrics: list[str] = known.column(0).to_pylist()
+
+    def one(wanted: str) -> str:
+        return wanted if wanted in metrics else metrics[0]
+
     command = own_command()
-    print(
-        "Try next:\n"
-        f"  {command} leaderboard --metric kid --subset 'Pleural Effusion'{home}\n"
-        f'  {command} query "{question}"{home}\n'
-        f"  {command} models show stable-diffusion"
-    )
+    print("Try next:")
+    question = "select model, metric, value, ci_low, ci_high from leaderboard"
+    if metrics:
+        print(f"  {command} leaderboard --metric {one('kid')} --subset '{finding}'{home}")
+        question = "select finding, model, value from by_finding where metric = "
+        question += f"'{one('alignment')}' order by value"
+    print(f'  {command} query "{question}"{home}')
+    print(f"  {command} models show stable-diffusion")
 
 
 def faults(failed: Mapping[str, ChexGenBenchError]) -> dict[str, dict[str, Any]]:

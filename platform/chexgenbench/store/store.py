@@ -53,6 +53,7 @@ _WAITING = ".ingest"
 
 _MOST_ROWS = 2_000_000
 """Of other processes' runs that one takes in with its own: they are held in memory together."""
+
 _Change = Callable[[duckdb.DuckDBPyConnection], None]
 _JSON = (
     "model_parameters",
@@ -132,8 +133,6 @@ class Store:
             if name in own or name in others or rows > _MOST_ROWS:
                 continue
             try:
-                if Path(name).name != name:
-                    raise UserError(f"{name!r} is no name of a run.")
                 run = _read(runs_folder / name)
                 if run.record.status == "running":
                     raise UserError(f"{name} was begun again since.")
