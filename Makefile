@@ -1,4 +1,4 @@
-.PHONY: run test lint docs audit clean
+.PHONY: run test lint docs bench audit clean
 
 BIN = .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
@@ -23,6 +23,10 @@ docs: .venv/installed-dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+# All benchmarks at full size, hours, into the pages of docs/; `benchmarks/run --quick` takes minutes.
+bench: .venv/installed-bench
+	benchmarks/run
+
 # Known vulnerabilities of the pinned packages; asks the network.
 audit: .venv/installed-dev
 	$(BIN)/pip install --quiet pip-audit
@@ -35,6 +39,10 @@ audit: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(INSTALL) '.[dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev
+	$(INSTALL) '.[dev,bench]'
 	touch $@
 
 # Images, scores and the store stay.

@@ -103,7 +103,7 @@ SIDES: dict[str, tuple[str, Callable[[Features, Features], Found]]] = {
     "ours": ("nearest", ours),
     "numpy": ("numpy in blocks, float32", numpy_blocks),
     "sklearn": ("sklearn NearestNeighbors, brute", sklearn_brute),
-    "approximate": ("nearest_approximate, 32 cells searched", approximate),
+    "approximate": ("nearest_approximate, 8 cells searched", approximate),
 }
 
 

@@ -40,12 +40,12 @@ def by_turns(sides: Mapping[str, Callable[[], Cost]], repeats: int) -> dict[str,
     return costs
 
 
-def apart(script: Path, name: str) -> Callable[[], Cost]:
+def apart(script: Path, name: str, *arguments: str) -> Callable[[], Cost]:
     """A run of ``script --side NAME`` in a process of its own, with as many threads as here."""
 
     def run() -> Cost:
         done = subprocess.run(
-            [sys.executable, str(script), "--side", name],
+            [sys.executable, str(script), "--side", name, *arguments],
             check=True,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,11 +1,12 @@
 """How long simple commands take, against the same ones of inspect_ai and lm-eval.
 
-    python benchmarks/startup.py --home DIR [--peers DIR] [--turns 5] [--write]
+    python benchmarks/startup.py [--home DIR] [--peers DIR] [--turns 5] [--write]
 
 Both are installed from PyPI into a virtual environment of their own, `--peers` (made where it is
 not there). Each command is started by turns, with its output thrown away; seconds by the clock and
-of the processor, user and system. `--home` is a project with a finished demo run. The peers list
-tasks and logs of a folder with one task. ``--write`` puts the table into docs/performance.md.
+of the processor, user and system. `--home` is a project with a finished run; without it a small
+one is made. The peers list tasks and logs of a folder with one task. ``--write`` puts the table
+into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ def installed(folder: Path) -> Path:
     return scripts
 
 
+def small_run(scripts: Path, home: Path) -> Path:
+    """A project with a run of 40 images."""
+    home.mkdir()
+    command = "run --model noise --metric fid --limit 40 --quiet"
+    environment = {**os.environ, "CHEXGENBENCH_HOME": str(home)}
+    subprocess.run([scripts / "chexgenbench", *command.split()], env=environment, check=True)
+    return home
+
+
 def timed(command: list[str], folder: Path) -> Cost:
     environment = {**os.environ, "CHEXGENBENCH_HOME": str(folder)}
     before, begun = os.times(), time.perf_counter()
@@ -69,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--home", type=Path)
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--write", action="store_true")
@@ -84,13 +94,14 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as empty:
         Path(empty, "one.py").write_text(TASK)
+        home = options.home or small_run(ours, Path(empty, "home"))
         for wanted, commands in COMMANDS.items():
             sides = {}
             for command in filter(None, commands):
                 program, *words = shlex.split(command)
                 mine = program == "chexgenbench"
                 line = [str((ours if mine else theirs) / program), *words]
-                folder = options.home if mine else Path(empty)
+                folder = home if mine else Path(empty)
                 sides[command] = lambda line=line, folder=folder: timed(line, folder)
             costs = by_turns(sides, options.turns)
             first = min(cost.processor for cost in next(iter(costs.values())))

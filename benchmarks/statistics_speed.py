@@ -1,9 +1,10 @@
 """Time and memory of chexgenbench.statistics beside the packages that others use.
 
-    OMP_NUM_THREADS=1 python benchmarks/statistics_speed.py [--repeats 5] [--write]
+    OMP_NUM_THREADS=1 python benchmarks/statistics_speed.py [--repeats 5] [--write] [--quick]
 
 Each run is a process of its own, with its own data in float32 as encoders store it; the sides take
-turns. ``--write`` puts the tables into docs/performance.md. Linux only (memory).
+turns. ``--quick`` takes a quarter of the rows, once, and is no measurement. ``--write`` puts the
+tables into docs/performance.md. Linux only (memory).
 """
 
 from __future__ import annotations
@@ -87,6 +88,20 @@ def kernel(real: Features, fake: Features) -> Any:
     return kernel_distance(real, fake, pairs=True)
 
 
+def products(dtype: type[np.floating[Any]]) -> Callable[[Features, Features], Any]:
+    """The inner products of all pairs, each once, and nothing else: what no exact sum over pairs
+    of a cubic kernel can do without."""
+
+    def run(real: Features, fake: Features) -> Any:
+        from chexgenbench.statistics.arrays import blocks
+
+        rows = np.concatenate([real, fake]).astype(dtype)
+        for part in blocks(len(rows), len(rows)):
+            rows[part] @ rows[part.start :].T
+
+    return run
+
+
 def by_torchmetrics(real: Features, fake: Features) -> Any:
     import torch
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -131,29 +146,37 @@ SIDES = {
     "neighbours": Side("precision_recall_density_coverage", 8000, 768, neighbours),
     "torchmetrics": Side("torchmetrics, 100 subsets of 1,000", 20_000, 2048, by_torchmetrics),
     "kernel": Side("kernel_distance, all pairs, with its error", 20_000, 2048, kernel),
+    "double": Side(
+        "inner products of all pairs alone, float64", 20_000, 2048, products(np.float64)
+    ),
+    "single": Side(
+        "inner products of all pairs alone, float32", 20_000, 2048, products(np.float32)
+    ),
 }
 
 COMPARISONS = (
     Comparison("Frechet distance", "sqrtm", ("frechet", "frechet-error")),
     Comparison("Trace of the matrix root alone", "root-sqrtm", ("root",)),
     Comparison("Precision, recall, density, coverage", "prdc", ("neighbours",)),
-    Comparison("Kernel distance", "torchmetrics", ("kernel",)),
+    Comparison("Kernel distance", "torchmetrics", ("kernel", "double", "single")),
 )
 
 
-def run_side(name: str) -> Cost:
+def run_side(name: str, part: int) -> Cost:
     side = SIDES[name]
-    real, fake = features(side.n, side.d, 0.0, 1), features(side.n, side.d, 0.3, 2)
+    rows = side.n // part
+    real, fake = features(rows, side.d, 0.0, 1), features(rows, side.d, 0.3, 2)
     # What is imported or set up on the first call is no part of the cost.
     side.run(*side.prepare(real[:1100, :64], fake[:1100, :64]))
     given = side.prepare(real, fake)
     return measure(lambda: side.run(*given))
 
 
-def report(comparison: Comparison, repeats: int) -> str:
+def report(comparison: Comparison, repeats: int, part: int) -> str:
     names = (comparison.base, *comparison.ours)
     script = Path(__file__).resolve()
-    costs = by_turns({name: apart(script, name) for name in names}, repeats)
+    sides = {name: apart(script, name, "--part", str(part)) for name in names}
+    costs = by_turns(sides, repeats)
     base = costs[comparison.base]
     rows = []
     for name in names:
@@ -170,7 +193,7 @@ def report(comparison: Comparison, repeats: int) -> str:
         )
     side = SIDES[comparison.base]
     header = ["", "seconds", "times faster", "processor seconds", "times faster", "MB"]
-    return f"### {comparison.title}, {side.n:,} x {side.d} a side\n\n{table(header, rows)}"
+    return f"### {comparison.title}, {side.n // part:,} x {side.d} a side\n\n{table(header, rows)}"
 
 
 def main() -> None:
@@ -178,15 +201,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", choices=SIDES, help="one side in this process; prints its cost")
     parser.add_argument("--only", choices=[comparison.base for comparison in COMPARISONS])
+    parser.add_argument("--part", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the rows: no measurement"
+    )
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     chosen = parser.parse_args()
     if chosen.side:
-        print(json.dumps(dataclasses.asdict(run_side(chosen.side))))
+        print(json.dumps(dataclasses.asdict(run_side(chosen.side, chosen.part))))
         return
+    if chosen.quick and chosen.write:
+        parser.error("--quick is no measurement and is not written")
+    repeats, part = (1, 4) if chosen.quick else (chosen.repeats, 1)
     for comparison in COMPARISONS:
         if chosen.only in (None, comparison.base):
-            text = f"{machine()}; {chosen.repeats} runs a side, interleaved.\n\n"
-            text += report(comparison, chosen.repeats)
+            text = f"{machine()}; {repeats} runs a side, interleaved.\n\n"
+            text += report(comparison, repeats, part)
             print(text)
             if chosen.write:
                 page = ROOT / "docs" / "performance.md"

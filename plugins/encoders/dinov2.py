@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from chexgenbench import Context, EncoderSpec, hookimpl
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
     from numpy.typing import NDArray
+    from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer
 
 RESIZED, SIZE = 256, 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,6 +54,9 @@ class DinoV2(PublishedEncoder):
             local_files_only=True,
         )
         self.network.eval().requires_grad_(False).to(context.device)
+        last = self.network.encoder.layer[-1]
+        if hasattr(last.attention, "k_proj"):  # transformers 5; before, the layer stays whole
+            last.forward = class_token_of(last)
 
     def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
         import numpy as np
@@ -71,6 +75,33 @@ class DinoV2(PublishedEncoder):
     def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
         output = self.network(batch.to(self.context.device, self.network.dtype))
         return {"features": output.pooler_output.float().cpu().numpy()}
+
+
+def class_token_of(layer: Dinov2Layer) -> Callable[..., torch.Tensor]:
+    """The layer's `forward` for tokens [n, t, d] that gives the class token alone, [n, 1, d].
+
+    Nothing else of the last layer is asked for: the other tokens need keys and values there, and no
+    query, projection or MLP, nine tenths of a layer's products.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    attention = layer.attention
+
+    def forward(tokens: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        normed, token = layer.norm1(tokens), tokens[:, :1]
+        query, key, value = (
+            project(part).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            for project, part in (
+                (attention.q_proj, normed[:, :1]),
+                (attention.k_proj, normed),
+                (attention.v_proj, normed),
+            )
+        )
+        seen = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        token = token + layer.layer_scale1(attention.o_proj(seen))
+        return token + layer.layer_scale2(layer.mlp(layer.norm2(token)))
+
+    return forward
 
 
 @hookimpl

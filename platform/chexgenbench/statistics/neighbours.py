@@ -106,17 +106,17 @@ def nearest_approximate(
     targets: ArrayLike,
     k: int = 1,
     *,
-    probes: int = 32,
+    probes: int = 8,
     sample: int = 500,
     seed: int = 0,
 ) -> tuple[Neighbours, Estimate]:
-    """Near targets of each query by an inverted file, and how many of the nearest it finds.
+    """Near targets of each query by cells of k-means, and how many of the nearest it finds.
 
     Args:
         queries: Features [n, d], n >= 1, any real dtype.
-        targets: Features [t, d]; a float32 copy is made.
+        targets: Features [t, d].
         k: Neighbours a query, 1 <= k <= t.
-        probes: Cells that are searched, of about 4 sqrt(t) in all.
+        probes: Cells that are searched, of about sqrt(t) in all.
         sample: Queries whose exact neighbours are found too.
         seed: Draws that sample, and starts k-means.
 
@@ -134,8 +134,6 @@ def nearest_approximate(
     >>> float(found.distances.max()), recall.value
     (0.0, 1.0)
     """
-    import faiss
-
     x, y = row_array("queries", queries), row_array("targets", targets)
     _fits(x, y, k, "euclidean")
     if probes < 1 or sample < 1:
@@ -144,24 +142,19 @@ def nearest_approximate(
     if not search.fits_float32:
         raise ValueError("the features are too far apart for float32")
     random = np.random.default_rng(seed)
-    cells = max(1, min(round(4 * len(y) ** 0.5), len(y) // 39))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(y.shape[1]), y.shape[1], cells)
-    index.cp.seed, index.nprobe = seed % 2**31, min(probes, cells)
-    learn = np.sort(random.choice(len(y), min(len(y), 64 * cells), replace=False))
-    index.train(search.single(y[learn]))
-    for rows in _slices(len(y), _TARGETS):
-        index.add(search.single(y[rows]))
-    width = min(2 * k + 16, len(y))
+    cells = _Cells(search, int(random.integers(2**31)))
+    width = min(k + 16, len(y))
     distances = np.full((len(x), k), np.inf)
     indices = np.full((len(x), k), -1, dtype=np.int64)
-    for rows in _slices(len(x), _QUERIES):
-        _, ids = index.search(search.single(x[rows]), width)
-        for row, near in zip(range(rows.start, rows.stop), ids, strict=True):
-            near = near[near >= 0]
-            found = search.exact(x[row : row + 1], near[None])[0]
-            chosen = search.choose(row, found, near)[:k]
-            distances[row, : chosen.size] = found[chosen]
-            indices[row, : chosen.size] = near[chosen]
+    for start in range(0, len(x), 4 * _QUERIES):
+        rows = slice(start, min(start + 4 * _QUERIES, len(x)))
+        ids = cells.near(x[rows], width, probes)
+        found = np.where(ids < 0, np.inf, search.all_exact(x[rows], ids))
+        for at, row in enumerate(range(rows.start, rows.stop)):
+            chosen = search.choose(row, found[at], ids[at])[:k]
+            chosen = chosen[ids[at, chosen] >= 0]
+            distances[row, : chosen.size] = found[at, chosen]
+            indices[row, : chosen.size] = ids[at, chosen]
     asked = np.sort(random.choice(len(x), min(sample, len(x)), replace=False))
     truth = nearest(x[asked], y, k).distances
     reached = (distances[asked] <= truth[:, -1:]).mean(axis=1)
@@ -183,15 +176,16 @@ class _Search:
     ) -> None:
         self.x, self.y, self.k, self.metric = x, y, k, metric
         self.own_x, self.own_y, self.distinct = own_x, own_y, distinct
-        # About a median, so that one outlier does not cost all rows their digits.
+        # About a median, so that one outlier does not cost all rows their digits; in whole float32,
+        # so that rows of float32 less it are rounded once, whichever the arithmetic.
         some = self.double(y[:: max(1, len(y) // 1000)])
-        self.centre = np.median(some, axis=0)
-        largest = max(
-            float(np.abs(self.double(side[rows]) - self.centre).max())
-            for side in (x, y)
-            for rows in _slices(len(side), _TARGETS)
-        )
-        self.fits_float32 = largest < _LARGEST
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.centre = np.median(some, axis=0).astype(np.float32)
+            self.fits_float32 = all(
+                bool((np.abs(self.single(side[rows])) < _LARGEST).all())
+                for side in (x, y)
+                for rows in _slices(len(side), _TARGETS)
+            )
         # Rounding of the entries, the products and the three sums, in units of |x|^2 + |y|^2.
         self.slack = (x.shape[1] + 16) * float(np.finfo(np.float32).eps)
 
@@ -205,7 +199,9 @@ class _Search:
 
     def single(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """The rows about the centre in float32."""
-        return np.ascontiguousarray(self.double(rows) - self.centre, dtype=np.float32)
+        exact = rows.dtype == np.float32 and self.metric == "euclidean"
+        about: NDArray[Any] = (rows if exact else self.double(rows)) - self.centre
+        return np.ascontiguousarray(about, dtype=np.float32)
 
     def candidates(self, rows: IntArray, width: int) -> tuple[FloatArray, IntArray, FloatArray]:
         """Exact distances [n, width] and numbers of the nearest in float32, and what the last of
@@ -224,10 +220,14 @@ class _Search:
                 keep = np.argpartition(near, width - 1, axis=1)[:, :width]
                 near = np.take_along_axis(near, keep, axis=1)
                 ids = np.take_along_axis(ids, keep, axis=1)
-        exact = np.empty(ids.shape)
-        for block in _slices(len(x), max(1, BLOCK_BYTES // (8 * width * x.shape[1]))):
-            exact[block] = self.exact(self.x[rows[block]], ids[block])
-        return exact, ids, near.max(axis=1).astype(np.float64)
+        return self.all_exact(self.x[rows], ids), ids, near.max(axis=1).astype(np.float64)
+
+    def all_exact(self, x: NDArray[Any], ids: IntArray) -> FloatArray:
+        """:meth:`exact` in bounded memory."""
+        found = np.empty(ids.shape)
+        for block in _slices(len(x), max(1, BLOCK_BYTES // (8 * ids.shape[1] * x.shape[1]))):
+            found[block] = self.exact(x[block], ids[block])
+        return found
 
     def exact(self, x: NDArray[Any], ids: IntArray) -> FloatArray:
         """Distances [n, c] of queries [n, d] to targets [n, c], from the differences."""
@@ -302,6 +302,70 @@ class _Search:
         }
         ranked = sorted(order.tolist(), key=lambda at: (found[at], keys.get(at, b""), ids[at]))
         return np.array(ranked, dtype=np.int64)
+
+
+class _Cells:
+    """The targets by cells of k-means.
+
+    There are as many cells as rows in one, so that finding them and searching them cost alike, and
+    they are learned from the fewest rows that faiss takes.
+    """
+
+    def __init__(self, search: _Search, seed: int) -> None:
+        import faiss
+
+        self.search, targets = search, search.y
+        self.count = max(1, min(round(len(targets) ** 0.5), len(targets) // 39))
+        size = min(len(targets), 39 * self.count)
+        learn = np.sort(np.random.default_rng(seed).choice(len(targets), size, replace=False))
+        kmeans = faiss.Kmeans(targets.shape[1], self.count, niter=5, seed=seed)
+        kmeans.train(search.single(targets[learn]))
+        assert kmeans.centroids is not None
+        self.centroids = kmeans.centroids
+        cells = [self._nearest(targets[part], 1)[:, 0] for part in _slices(len(targets), _TARGETS)]
+        self.order, self.ends = self._by_cell(np.concatenate(cells))
+
+    def near(self, x: NDArray[Any], width: int, probes: int) -> IntArray:
+        """Numbers [n, width] of the nearest in float32 among the targets of the `probes` nearest
+        cells of each query; -1 where they hold fewer.
+
+        A cell's targets meet all its queries in one matrix product, where an index would go
+        through them for each query.
+        """
+        probes = min(probes, self.count)
+        queries = self.search.single(x)
+        asking, ends = self._by_cell(self._nearest(x, probes).ravel())
+        near = np.full((len(x) * probes, width), np.inf, dtype=np.float32)
+        ids = np.full((len(x) * probes, width), -1, dtype=np.int64)
+        for cell in range(self.count):
+            targets = self.order[self.ends[cell] : self.ends[cell + 1]]
+            asked = asking[ends[cell] : ends[cell + 1]]
+            if not targets.size or not asked.size:
+                continue
+            y, kept = self.search.single(self.search.y[targets]), min(width, targets.size)
+            norms = (y**2).sum(axis=1)
+            for part in _slices(asked.size, max(1, BLOCK_BYTES // (4 * targets.size))):
+                places = asked[part]
+                # Less the query's own norm, which orders nothing.
+                squares = norms - 2 * (queries[places // probes] @ y.T)
+                least = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
+                near[places, :kept] = np.take_along_axis(squares, least, axis=1)
+                ids[places, :kept] = targets[least]
+        near, ids = near.reshape(len(x), -1), ids.reshape(len(x), -1)
+        least = np.argpartition(near, width - 1, axis=1)[:, :width]
+        found: IntArray = np.take_along_axis(ids, least, axis=1)
+        return found
+
+    def _nearest(self, rows: NDArray[Any], count: int) -> IntArray:
+        import faiss
+
+        cells: IntArray = faiss.knn(self.search.single(rows), self.centroids, count)[1]
+        return cells
+
+    def _by_cell(self, cells: IntArray) -> tuple[IntArray, IntArray]:
+        """An order by cell, and where each cell begins in it, with the end as the last."""
+        order = np.argsort(cells, kind="stable")
+        return order, np.searchsorted(cells[order], np.arange(self.count + 1))
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:
