@@ -1,4 +1,4 @@
-.PHONY: run test lint docs bench audit clean
+.PHONY: run test test-all lint docs bench audit clean
 
 BIN = .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
@@ -9,8 +9,15 @@ run: .venv/installed
 
 # A worker for each core; one needs some 4 GB.
 WORKERS = logical
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+
+# Minutes: all but the tests marked slow.
 test: lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations 30
+	$(PYTEST) -m 'not slow'
+
+# An hour on two cores: whole runs, the demo, kills, containers, Ray; what decides over a change.
+test-all: lint
+	$(PYTEST) --durations 30
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

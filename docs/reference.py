@@ -370,6 +370,8 @@ def licences() -> str:
     """Packages that the project asks for, then weights, each with its licence."""
     lines: list[str] = []
     for extra, requirements in dependencies().items():
+        if extra == "bench":  # nobody else installs it, and `make docs` does without
+            continue
         lines += [f"### {_TITLES.get(extra, f'With the extra `{extra}`')}", ""]
         rows = []
         for requirement in sorted(requirements, key=str.lower):

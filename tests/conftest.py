@@ -72,7 +72,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = _group(item.nodeid)
         groups.setdefault(group, []).append(item)
-        if "demo" in getattr(item, "fixturenames", ()) and group != "demo":
+        if "demo" not in getattr(item, "fixturenames", ()):
+            continue
+        item.add_marker("slow")
+        if group != "demo":
             raise pytest.UsageError(f"{item.path.name} takes the demo: put it into _OF_THE_DEMO")
 
     def place(group: str) -> tuple[int, int]:

@@ -341,6 +341,7 @@ def repeated(phantoms: dict[str, Any]) -> tuple[Array, Array]:
     return real[:80].repeat(2, axis=0), real[nearest].repeat(2, axis=0)
 
 
+@pytest.mark.slow
 def test_oracle_is_clear_and_memorizer_is_not(phantoms: dict[str, Any], tmp_path: Path) -> None:
     clear, notes = run(sets(phantoms), tmp_path)
     assert not notes

@@ -246,6 +246,7 @@ BEFORE_IT_WAS_FOUND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_lying_worker_loses_its_shard_only(bench: Bench, kind: str) -> None:
     if kind in ROOT and os.geteuid():
@@ -493,6 +494,7 @@ PNG = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     manifest=_file(_changed(ROW), _changed({**ROW, "id": "r1"})),

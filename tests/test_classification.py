@@ -620,6 +620,7 @@ run(study_sets(folder / "images"), folder, SLOW)
 SLOW = TINY.model_copy(update={"regimes": ("real",), "epochs": 5})
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, "-c", _CHILD, str(killed), str(Path(__file__).parent)]

@@ -123,6 +123,7 @@ LISTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", LISTINGS, ids=" ".join)
 def test_every_listing_fits_80_columns(project: Desk, words: tuple[str, ...]) -> None:
     run = sorted(path.name for path in (project.home / "runs").iterdir())[0]

@@ -33,6 +33,8 @@ from container_host import base_image, building, podman_environment
 from desk import Desk
 from image_sets import GAP
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "old_numpy.py"
 
 PROBE = """

@@ -462,6 +462,7 @@ def test_round_trip_gives_the_same_pipeline(
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@pytest.mark.slow
 def test_command_line(bases: Mapping[str, Path], tmp_path: Path) -> None:
     """As a user types it; the base lies in the hub's cache, as links to blobs."""
     desk = Desk.new(tmp_path)

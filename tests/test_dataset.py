@@ -145,6 +145,7 @@ def values_of(desk: Desk, name: str, values: list[float], model: str = "oracle")
 # --- what goes along ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["parquet", "imagefolder"])
 def test_a_fresh_process_opens_it_and_finds_what_the_run_has(
     finished: Desk, tmp_path: Path, layout: str
@@ -676,6 +677,7 @@ def chexgenbench_judges():
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_half_of_it_and_no_answer_is_lost(own: Desk, tmp_path: Path) -> None:
     plugin = own.home / "slow.py"
     plugin.write_text(SLOW.replace("SAYS(request.path.name)", "hash_of(request.path.name) % 2"))

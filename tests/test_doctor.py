@@ -290,3 +290,24 @@ def test_an_environment_of_its_own_brings_its_own_modules(
     (needs,) = json.loads(desk.run(*options, "--json").out)
     assert needs["environment"] == "apart"
     assert needs["ready"]
+
+
+def test_parameters_of_task_metrics_in_a_suite_are_no_fault(desk: Desk) -> None:
+    done = desk.run("doctor", "--suite", "quick", "--device", "cpu", COLUMNS="1000")
+    assert "ok    model memorizer" in done.out
+    assert "FAULT" not in done.out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--metric", "fid"),
+        ("--metric", "fid", "--encoder", "phantom-clip"),
+        ("--metric", "memorisation", "--model", "noise", "--limit", "120"),
+    ],
+)
+def test_a_command_may_leave_out_what_the_suite_has_parameters_for(
+    desk: Desk, options: tuple[str, ...]
+) -> None:
+    done = desk.run("run", "--suite", "quick", "--device", "cpu", "--dry-run", *options)
+    assert "noise" in done.out

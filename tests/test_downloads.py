@@ -349,6 +349,7 @@ def plugin(folder: Path, *downloads: Download) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_fetches_and_show_says_what_is_missing(
     server: Server, desk: Desk, tmp_path: Path
 ) -> None:

@@ -124,6 +124,17 @@ def legacy(name: str) -> dict[str, object]:
     return dict(load_registry().encoders[name].spec.protocols["legacy"])
 
 
+@pytest.mark.parametrize("squash", [None, 299])
+def test_inception_sees_a_grey_image_as_three_channels_of_it(
+    inception: tuple[Path, torch.nn.Module], tmp_path: Path, squash: int | None
+) -> None:
+    encoder = load("inception-v3", tmp_path, weights=str(inception[0]), squash=squash)
+    for image in (picture(700, 512), picture(299, 299), picture(37, 911)):
+        grey, colour = encoder.preprocess(image), encoder.preprocess(image.convert("RGB"))
+        assert grey.shape == colour.shape == (3, 299, 299)
+        assert torch.equal(grey, colour)
+
+
 @pytest.mark.parametrize("size", [(700, 620), (512, 512), (200, 331), (2000, 2500)])
 def test_legacy_rad_dino_sees_what_the_published_code_gave_it(
     rad_dino: Path, tmp_path: Path, size: tuple[int, int]

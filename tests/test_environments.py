@@ -247,6 +247,7 @@ def write(place: Path, model: str) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_worker_does_a_job_in_there(cache: Path, tmp_path: Path) -> None:
     """By its console script: the same images as here, though with another numpy."""
     there, here = write(tmp_path / "there", "noise"), write(tmp_path / "here", "noise")
@@ -407,6 +408,7 @@ def test_an_old_python_and_none(tmp_path: Path) -> None:
         environments.build(find("ancient", Home(tmp_path)), tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_nothing_half(desk: Desk, tmp_path: Path) -> None:
     """SIGKILL while the smoke test runs, when all is installed; the next command clears it away."""
     shutil.copytree(CONTAINERS / "example", desk.home / "containers" / "mine")

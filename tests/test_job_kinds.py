@@ -224,6 +224,7 @@ def bench(tmp_path: Path) -> Bench:
 # --- features -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_features_of_any_number_of_shards_are_those_of_one_process(bench: Bench) -> None:
     """Bit for bit, by a network of this project and by one that depends on its batch's shape."""
     both = ("small", "phantom-clip")
@@ -421,6 +422,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 def test_a_liar_loses_its_part_only(bench: Bench, lie: str) -> None:
     script, message = LIES[lie]
@@ -591,6 +593,7 @@ def job_of(plugin: Plugin[MetricSpec], parameters: Any, work: Task, **changes: A
     return TaskJob(**(keywords | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_metric_finds_the_same_in_a_worker(tmp_path: Path, name: str) -> None:
     values, needed = TASKS[name]
@@ -842,6 +845,7 @@ def tables(desk: Desk) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_by_processes_has_the_scores_of_one_here(tmp_path: Path) -> None:
     desks = [Desk.new(tmp_path / name) for name in ("here", "there")]
     plugin = tmp_path / "gap.py"  # one place: a plugin file's identity has its path

@@ -35,7 +35,7 @@ from chexgenbench_plugins.phantom.findings import (
     random_finding,
     reconcile,
 )
-from chexgenbench_plugins.phantom.report import same_findings, tokens
+from chexgenbench_plugins.phantom.report import tokens
 from chexgenbench_plugins.phantom.split import (
     COLUMNS,
     FILE_NAMES,
@@ -271,9 +271,3 @@ def test_the_oracle_draws_fresh_patients() -> None:
         assert image[75:95, 70:110].mean() > image[75:95, 18:58].mean() + 20
     labels = dict.fromkeys(FINDINGS) | {"Pleural Effusion": 1.0}
     assert oracle_image("words of another language", labels, 1).shape == (SIZE, SIZE)
-
-
-def test_same_findings_ignores_the_view() -> None:
-    finding = Finding("Edema", severity="mild")
-    assert same_findings(Study((finding,), "PA"), Study((finding,), "AP"))
-    assert not same_findings(Study((finding,)), Study())

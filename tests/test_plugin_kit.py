@@ -271,6 +271,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "check", "before", "after"),
     FAULTS,

@@ -297,6 +297,7 @@ def test_an_interrupted_command_ends_its_workers(bench: Bench) -> None:
     assert 0 < len(read_manifest(bench.plan("long", seconds=0.5).folder)) < COUNT
 
 
+@pytest.mark.slow
 def test_a_daemon_of_a_worker_ends_with_it(bench: Bench) -> None:
     """It has left the worker's group and session, and its parent has ended."""
     marks = bench.folder / "marks-daemon"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -471,6 +471,32 @@ def _call(
         ChexGenBenchError: it failed; its last lines say why.
     """
     environment = {key: os.environ[key] for key in os.environ if not key.startswith("PYTHON")}
+    code, lines = follow(command, say, folder=folder, environment=environment)
+    if code == 0:
+        return "\n".join(lines)
+    told = [line for line in lines if line.strip()]
+    errors = [line for line in told if line.startswith("ERROR:")] or told
+    hint = "\n".join(errors[-5:])
+    if "--no-index" not in command and any(_NO_NETWORK.search(line) for line in told):
+        hint += (
+            "\nThe package index does not answer, or has none of it: build where there is network, "
+            "or from a folder of wheels, PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER."
+        )
+    raise ChexGenBenchError(f"{fault} (exit code {code}).", hint=hint)
+
+
+def follow(
+    command: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, list[str]]:
+    """Runs a command that takes long, and tells of its steps; its exit code and its lines.
+
+    It is killed when this process is interrupted. Told are lines that begin with STEP, as a build
+    of an image prints them, and of the others one now and then.
+    """
     lines: list[str] = []
     last = time.monotonic()
     with subprocess.Popen(
@@ -488,20 +514,11 @@ def _call(
             for line in process.stdout:
                 lines.append(line.rstrip())
                 news = bool(line.strip()) and not line.startswith("WARNING")
-                if news and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                due = time.monotonic() - last > SECONDS_BETWEEN_LINES
+                if news and (due or line.upper().startswith("STEP ")):
                     say(line.strip()[:200])
                     last = time.monotonic()
         except BaseException:
             process.kill()
             raise
-    if process.returncode == 0:
-        return "\n".join(lines)
-    told = [line for line in lines if line.strip()]
-    errors = [line for line in told if line.startswith("ERROR:")] or told
-    hint = "\n".join(errors[-5:])
-    if "--no-index" not in command and any(_NO_NETWORK.search(line) for line in told):
-        hint += (
-            "\nThe package index does not answer, or has none of it: build where there is network, "
-            "or from a folder of wheels, PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER."
-        )
-    raise ChexGenBenchError(f"{fault} (exit code {process.returncode}).", hint=hint)
+    return process.returncode, lines

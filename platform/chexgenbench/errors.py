@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 PLUGIN_FAULTS = (Exception, SystemExit)
 """What a plugin's code may raise; a ``sys.exit(0)`` in it must not pass for a success."""
@@ -55,3 +56,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         f"There is no {kind} named {name!r}.",
         hint=f"{guess}Known: {', '.join(names) or 'none'}.",
     )
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """For work by DuckDB, which hears of Ctrl-C and raises a `RuntimeError` in its place.
+
+    Raises:
+        KeyboardInterrupt: in the place of that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise

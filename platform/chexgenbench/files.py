@@ -32,6 +32,14 @@ _UMASK = Lock()
 """The umask is read by setting it; two threads at once could leave it at 0."""
 
 
+def umask() -> int:
+    """The bits that the user's new files lack."""
+    with _UMASK:
+        found = os.umask(0)
+        os.umask(found)
+    return found
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends without an error.
@@ -52,10 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; a result is as readable as any other file of the user.
-        with _UMASK:
-            umask = os.umask(0)
-            os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     finally:
         if held:

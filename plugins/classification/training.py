@@ -165,7 +165,7 @@ def _epochs(
             for epoch in range(len(losses), settings.epochs):
                 # Also what a network with dropout draws is then a matter of the epoch.
                 torch.manual_seed(seed_of("epoch", seed, epoch))
-                _one_epoch(accelerator, network, optimizer, settings, pixels, part, goals, epoch)
+                _one_epoch(accelerator, network, optimizer, settings, pixels, part, goals)
                 loss = _validation_loss(accelerator, network, settings, pixels, part, goals)
                 if not math.isfinite(loss):
                     raise ChexGenBenchError(
@@ -206,7 +206,6 @@ def _one_epoch(
     pixels: Pixels,
     part: Part,
     goals: list[NDArray[np.float32]],
-    epoch: int,
 ) -> None:
     import numpy as np
     import torch

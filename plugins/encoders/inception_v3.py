@@ -85,14 +85,15 @@ class InceptionV3(Encoder):
             interpolate_bilinear_2d_like_tensorflow1x,
         )
 
-        image = image.convert("RGB")
+        if image.mode != "L":  # one channel is resized as three of its kind would be
+            image = image.convert("RGB")
         if squash := self.parameters.squash:
             image = image.resize((squash, squash), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image, np.float32))).permute(2, 0, 1)
         resized = interpolate_bilinear_2d_like_tensorflow1x(
             pixels[None], size=(299, 299), align_corners=False
         )
-        return (resized[0] - 128) / 128
+        return ((resized[0] - 128) / 128).expand(3, 299, 299)
 
     def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:
         features = self.network.trunk(batch.to(self.context.device))

@@ -9,23 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-FINDINGS: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-"""The 14 CheXpert labels in the order of the published files."""
+from chexgenbench.types import FINDINGS
 
 Side = Literal["left", "right", "bilateral", ""]
 Severity = Literal["mild", "moderate", "severe", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -450,8 +450,3 @@ def _as_severity(text: str) -> Severity:
 
 def _as_zone(text: str) -> Zone:
     return text if text in ("upper", "mid", "lower") else ""
-
-
-def same_findings(one: Study, other: Study) -> bool:
-    """Whether two studies show and deny the same things, whatever their views."""
-    return replace(one, view=None) == replace(other, view=None)

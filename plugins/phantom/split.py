@@ -136,17 +136,6 @@ def csv_text(rows: Sequence[Mapping[str, str]]) -> str:
     return out.getvalue()
 
 
-def write_csvs(folder: Path) -> list[Path]:
-    """Write both files of the split into `folder` and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    for split, name in FILE_NAMES.items():
-        path = folder / name
-        path.write_text(csv_text(make_rows(split)), encoding="utf-8", newline="")
-        paths.append(path)
-    return paths
-
-
 def read_rows(path: Path) -> list[Row]:
     """The rows of a CSV file."""
     with path.open(encoding="utf-8", newline="") as file:

@@ -11,6 +11,8 @@ import pytest
 from chexgenbench.types import FINDINGS
 from desk import Desk
 
+pytestmark = pytest.mark.slow
+
 SUBSET = "portable men: view = 'AP' and \"Support Devices\" = 1"
 MODELS = ("--model", "oracle", "--model", "memorizer", "--model", "noise")
 

@@ -18,6 +18,8 @@ from chexgenbench.store.cookbook import saved_query
 from chexgenbench.store.store import Store
 from desk import Desk, Done
 
+pytestmark = pytest.mark.slow
+
 # Scores of privacy that have a control, and the direction of a leak.
 LEAKS = {
     "replicated_rate": 1,

@@ -305,6 +305,7 @@ def test_bad_input_is_named() -> None:
         ct_score(good, good, good, pairs=np.full(20, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["apart", "copies", "patients", "paired"])
 def test_intervals_hold_the_expectation(design: str) -> None:
     repeats, random, d = 200, np.random.default_rng(5), 6

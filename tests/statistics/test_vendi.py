@@ -167,6 +167,7 @@ def test_reasons_and_errors() -> None:
         vendi_score(rows, groups=["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "images"), [(20, 64, 1), (100, 16, 1), (60, 64, 1), (200, 16, 4)]
 )

@@ -193,6 +193,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_rows_that_repeat_a_key_are_refused(store: Store, tmp_path: Path, name: str) -> None:
     """There is no index that would refuse them."""
@@ -327,6 +328,7 @@ def test_every_saved_query_is_one_statement_with_a_question() -> None:
         saved_query("rank")
 
 
+@pytest.mark.slow
 def test_a_statement_comes_from_an_argument_a_file_a_pipe_or_the_cookbook(
     store: Store, tmp_path: Path
 ) -> None:
@@ -380,6 +382,7 @@ def test_a_shell_on_a_copy(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
         assert "pip install duckdb-cli" in str(error.value.hint)
 
 
+@pytest.mark.slow
 def test_runs_of_another_project_are_merged(store: Store, tmp_path: Path) -> None:
     other = tmp_path / "other"
     runs = other / "runs"
@@ -530,6 +533,7 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_arguments: object) -> None: ...
 
 
+@pytest.mark.slow
 def test_results_are_sent_to_a_hub(store: Store, tmp_path: Path) -> None:
     secret = record("cb-2", "my|<b>", 7, credentialed=True)
     write_run(tmp_path / "runs" / "cb-2", secret, tables(secret))
@@ -614,6 +618,7 @@ def test_everything_is_commented(store: Store) -> None:
     assert published[0][0].as_py() == 2 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

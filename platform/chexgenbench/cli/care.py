@@ -47,7 +47,7 @@ def verify(home: HomeFolder = None, json: AsJson = False, quiet: Quiet = False) 
     place = Home.find(home)
     found = look(place, Progress(quiet))
     if json:
-        print_json({"ok": not found.faults, **_facts(found, place)})
+        print_json({"ok": not found.faults, **_facts(found)})
     else:
         _tell(found, place, quiet=quiet)
         if found.faults:
@@ -79,7 +79,7 @@ def repair(
         print_json(
             {
                 "ok": not (failed or (dry_run and result.found.faults)),
-                **_facts(result.found, place),
+                **_facts(result.found),
                 "done": result.done,
                 "failed": failed,
             }
@@ -103,7 +103,7 @@ def _grouped(failed: Mapping[Fault, str]) -> dict[str, list[Fault]]:
     return groups
 
 
-def _facts(found: Verified, home: Home) -> dict[str, Any]:
+def _facts(found: Verified) -> dict[str, Any]:
     return {
         "checked": dict(found.checked),
         "unchecked": dict(found.unchecked),

@@ -54,7 +54,6 @@ _ANSWER = 60.0
 _BEFORE = 1_000_000
 """Bytes within which a runtime has said what it has to say before a container starts."""
 
-_BETWEEN_LINES = 10.0
 _LITTLE_DISK = 100_000_000
 
 _PASSED = (
@@ -486,32 +485,10 @@ def _convert(
 
 def _do(command: Sequence[str], fault: str, say: Callable[[str], None]) -> None:
     """Runs a command that takes long, and tells of its steps."""
-    lines: list[str] = []
-    last = time.monotonic()
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                step = line.upper().startswith("STEP ")
-                if line.strip() and (step or time.monotonic() - last > _BETWEEN_LINES):
-                    say(line.strip()[:200])
-                    last = time.monotonic()
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
+    code, lines = environments.follow(command, say)
+    if code:
         told = [line for line in lines if line.strip()]
-        raise ChexGenBenchError(
-            f"{fault} (exit code {process.returncode}).", hint="\n".join(told[-8:])
-        )
+        raise ChexGenBenchError(f"{fault} (exit code {code}).", hint="\n".join(told[-8:]))
 
 
 # Workers

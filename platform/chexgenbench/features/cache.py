@@ -79,11 +79,6 @@ class Entry:
     last_used: float
     in_use: bool
 
-    @property
-    def encoder(self) -> str:
-        """The name without the identity."""
-        return self.name.rpartition("-")[0]
-
 
 @dataclass
 class Pruned:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chexgenbench.errors import UserError
+from chexgenbench.errors import UserError, stoppable
 
 if TYPE_CHECKING:
     import duckdb
@@ -43,7 +43,8 @@ def select_rows(frame: pd.DataFrame, condition: str, table: str) -> NDArray[np.b
             f"SELECT {_PLACE} AS place, coalesce((\n{condition}\n)::BOOLEAN, false) AS chosen "  # noqa: S608
             f"FROM {table}"
         )
-        twice = [connection.execute(query).fetchnumpy() for _ in range(2)]
+        with stoppable():
+            twice = [connection.execute(query).fetchnumpy() for _ in range(2)]
     except duckdb.Error as error:
         # An error of the data, such as a failed cast, quotes the cell: perhaps a patient's.
         wording = isinstance(error, duckdb.ParserException | duckdb.BinderException)

@@ -67,7 +67,7 @@ def inception_score(
             f"(class probabilities are needed, not logits or features), first row {first} with "
             f"sum {sums[first]:.4g}"
         )
-    rows = rows / sums[:, None]
+    rows /= sums[:, None]  # a copy of the argument
     units = units_of(0, n, groups_fake=groups)
     probes = units.probes(_PROBES)[units.fake]
     scores = np.empty(splits)

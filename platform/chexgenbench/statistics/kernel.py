@@ -156,9 +156,17 @@ def cmmd(
 
 
 def _centred(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Both sides about the middle of their means, and that middle [d]."""
-    centre = x[0] + ((x - x[0]).mean(axis=0) + (y - x[0]).mean(axis=0)) / 2
-    return x - centre, y - centre, centre
+    """Both sides, changed in place, about the middle of their means, and that middle [d]."""
+    origin = x[0].copy()
+    means = [
+        sum((side[rows] - origin).sum(axis=0) for rows in blocks(len(side), side.shape[1]))
+        / len(side)
+        for side in (x, y)
+    ]
+    centre: FloatArray = origin + (means[0] + means[1]) / 2
+    x -= centre
+    y -= centre
+    return x, y, centre
 
 
 def _cubic(centre: FloatArray) -> Kernel:

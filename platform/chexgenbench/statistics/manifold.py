@@ -126,7 +126,8 @@ def precision_recall_density_coverage(
     units = units_of(len(x), len(y), pairs=pairs, groups_real=groups_real, groups_fake=groups_fake)
     # The median: one outlier must not move all rows away from the origin.
     centre = np.median(x, axis=0)
-    x, y = x - centre, y - centre
+    x -= centre  # copies of the arguments
+    y -= centre
     sides = _Side(units.real, units), _Side(units.fake, units)
     around_real, around_fake = _balls(x, k, sides[0]), _balls(y, k, sides[1])
     by_real, by_fake = _cover(x, y, around_real, around_fake, *sides)

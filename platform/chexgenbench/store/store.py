@@ -23,7 +23,7 @@ import duckdb
 import pyarrow as pa
 from filelock import Timeout
 
-from chexgenbench.errors import UserError
+from chexgenbench.errors import UserError, stoppable
 from chexgenbench.files import (
     answer,
     atomic_path,
@@ -274,12 +274,12 @@ class Store:
             UserError: the store cannot be read.
         """
         there = set(self.run_ids())
-        with duckdb.connect() as connection:
+        with stoppable(), duckdb.connect() as connection:
             migrate(connection, self.path)
             for folder in folders:
                 try:
                     run = _read(folder)
-                    with _stoppable(), _fitting():
+                    with _fitting():
                         _load(connection, [run], others=there)
                 except UserError as error:
                     yield folder, error
@@ -297,16 +297,16 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = self._connect()
-        try:
-            if self._version(connection) < SCHEMA_VERSION:
-                connection.close()
-                self._change(lambda _connection: None)
-                connection = self._connect()
-            with _stoppable():
+        with stoppable():
+            connection = self._connect()
+            try:
+                if self._version(connection) < SCHEMA_VERSION:
+                    connection.close()
+                    self._change(lambda _connection: None)
+                    connection = self._connect()
                 yield connection
-        finally:
-            connection.close()
+            finally:
+                connection.close()
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         try:
@@ -361,7 +361,7 @@ class Store:
         """Says of errors in the block that the store cannot be written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _stoppable():
+            with stoppable():
                 yield
         except (
             OSError,
@@ -438,17 +438,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """DuckDB hears of Ctrl-C while it works and keeps the exception of it to itself."""
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error) == "Query interrupted":
-            raise KeyboardInterrupt from error
-        raise
 
 
 @contextmanager

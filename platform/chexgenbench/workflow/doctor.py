@@ -22,6 +22,7 @@ from chexgenbench.workflow.plan import (
     check_folders,
     load_plugins,
     make_plan,
+    others,
     parameter_values,
     plan_models,
     resolve_devices,
@@ -112,9 +113,7 @@ def _models(plan: Plan) -> Iterator[Check]:
 
 def _values(plan: Plan) -> dict[str, dict[str, Any]]:
     """Parameter values of the models; a setting may name any plugin of the plan."""
-    chosen: dict[str, Plugin[Any]] = {**plan.models, plan.suite.split: plan.split}
-    chosen |= {item.name: item.plugin for item in plan.encoders}
-    chosen |= {item.plugin.name: item.plugin for item in plan.metrics}
+    chosen: dict[str, Plugin[Any]] = {**plan.models, plan.suite.split: plan.split, **others(plan)}
     return parameter_values(plan.options, plan.suite, chosen)
 
 

@@ -281,7 +281,7 @@ def _verify_runs(home: Home, found: Verified, progress: Progress) -> dict[Path, 
             if well:
                 sound[folder] = record
                 found.checked["runs"] += 1
-                _verify_own(home, folder, record, found)
+                _verify_own(folder, record, found)
     return sound
 
 
@@ -297,7 +297,7 @@ def _run_folders(home: Home) -> list[Path]:
     )
 
 
-def _verify_own(home: Home, folder: Path, record: RunRecord, found: Verified) -> None:
+def _verify_own(folder: Path, record: RunRecord, found: Verified) -> None:
     """The images of a run that lie nowhere in the project: the user's own."""
     if record.model_plugin is not None or record.status != "finished":
         return

@@ -387,7 +387,7 @@ def plan_models(plan: Plan, failed: dict[str, ChexGenBenchError]) -> list[Genera
     values = parameter_values(
         options,
         suite,
-        {**chosen, suite.split: plan.split, **_others(plan)},
+        {**chosen, suite.split: plan.split, **others(plan)},
     )
     generations: list[Generation] = []
     pools: list[Generation] = []
@@ -508,10 +508,11 @@ def _raise_all(faults: Sequence[UserError]) -> None:
         )
 
 
-def _others(plan: Plan) -> dict[str, Plugin[Any]]:
-    others: dict[str, Plugin[Any]] = {item.name: item.plugin for item in plan.encoders}
-    others |= {item.plugin.name: item.plugin for item in plan.metrics}
-    return others | {item.plugin.name: item.plugin for item in plan.tasks}
+def others(plan: Plan) -> dict[str, Plugin[Any]]:
+    """The plugins besides models and split that parameters are for: encoders and metrics."""
+    found: dict[str, Plugin[Any]] = {item.name: item.plugin for item in plan.encoders}
+    found |= {item.plugin.name: item.plugin for item in plan.metrics}
+    return found | {item.plugin.name: item.plugin for item in plan.tasks}
 
 
 def _plan_model(plan: Plan, plugin: Plugin[ModelSpec], values: Mapping[str, Any]) -> Generation:
@@ -738,9 +739,12 @@ def parameter_values(
     """Plugin name to parameter values, of the protocol, then the suite, then ``--set``."""
     names = {name: plugin.spec.name for name, plugin in chosen.items()}
     labels = set(chosen) - set(names.values())
-    # Models of the suite that this command does not run.
+    # What the suite names and this command leaves out.
     known = {
-        part for text in (*suite.models, *suite.listed) for part in split_model(text)[:2] if part
+        part
+        for text in (*suite.models, *suite.listed)
+        for part in split_model(text.partition("@")[0])[:2]
+        if part
     }
     kinds = {name: plugin.spec.kind for name, plugin in chosen.items()}
     has = {name: set(plugin.spec.parameters.model_fields) for name, plugin in chosen.items()}

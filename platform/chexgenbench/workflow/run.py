@@ -273,7 +273,7 @@ def evaluate_images(
     rows = at.astype(np.int64)
     with _at_work(plan, outcome):
         _tell(plan, progress)
-        generated = _own_side(plan, rows, [own.paths[i] for i in kept], outcome)
+        generated = _own_side(plan, rows, [own.paths[i] for i in kept])
         real = _prepare(plan, progress, outcome)
         name = name or f"images:{folder.name}"
         record = _record(
@@ -994,9 +994,7 @@ def _record(
     )
 
 
-def _own_side(
-    plan: Plan, rows: NDArray[np.int64], paths: Sequence[Path], outcome: Outcome
-) -> GeneratedSide:
+def _own_side(plan: Plan, rows: NDArray[np.int64], paths: Sequence[Path]) -> GeneratedSide:
     hashes = plan.hashes.sha256(list(paths))
     ids = plan.prompts.table["prompt_id"].to_numpy()[rows]
     repeat = pd.Series(ids).groupby(ids).cumcount().to_numpy()

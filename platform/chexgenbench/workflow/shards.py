@@ -27,7 +27,7 @@ from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.executors.border import Intake, Refused, Shard, noted, read_plain
 from chexgenbench.executors.shards import SHARDS, cut, shard_of, write_shard
-from chexgenbench.files import inside, read_json, sha256_bytes, write_json, write_text
+from chexgenbench.files import inside, read_json, sha256_bytes, umask, write_json, write_text
 from chexgenbench.generation import IDENTITY, Generation, conclude, is_concluded
 from chexgenbench.home import Home
 from chexgenbench.jobs.generate import finish, finished, hold
@@ -239,9 +239,7 @@ def shard(options: Options, out: Path, count: int, command: str) -> Written:
         sharded = _write(plan, work, count, command, aside, out)
         if not sharded.parts:
             return Written(sharded=None, renewed=None, notes=notes, failed=failed)
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o777 & ~umask)
+        aside.chmod(0o777 & ~umask())
         aside.replace(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -29,7 +29,8 @@ class Suite(BaseModel):
         protocol: ``standard``, or ``legacy`` for the published code's choices.
         subsets: name to SQL condition of further subsets, see `PromptTable.select`.
         parameters: plugin name or model label to parameter values.
-        listed: the models that the file names, whatever the command line says.
+        listed: what the file names as split, models, encoders and metrics, whatever the command
+            line says; a command may leave any of it out, and its parameters with it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,13 +105,16 @@ def read_suite(name: str, home: Home, changes: Mapping[str, Any]) -> Suite:
         path = known[name]
     values = _values(path)
     values = {"name": path.stem} | values
-    listed = values.get("models")
+    listed: list[Any] = [values.get("split")]
+    for field in ("models", "encoders", "metrics"):
+        named = values.get(field)
+        listed += named if isinstance(named, list) else []
     values |= {field: value for field, value in changes.items() if value is not None}
     for field in values:
         if field not in Suite.model_fields or field == "listed":
             raise unknown_name(f"field of a suite ({path})", field, Suite.model_fields)
     try:
-        return Suite.model_validate({**values, "listed": listed or ()})
+        return Suite.model_validate({**values, "listed": [each for each in listed if each]})
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
