@@ -107,7 +107,7 @@ def _wrapped(folder: Path) -> Any:
             features: torch.Tensor = self.network(pixels).pooler_output
             return features
 
-    return Pooled()
+    return Pooled().eval()
 
 
 def openvino(folder: Path, batch: int) -> Forward:

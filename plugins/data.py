@@ -8,7 +8,7 @@ _PLACES = {"demo_split": "MIMIC_Splits/demo"}
 
 
 def data_folder(name: str) -> Path:
-    """The folder of shipped data ``demo_split``, ``phantom-diffusion`` or ``phantom-clip``."""
+    """The folder of shipped data: ``demo_split``, or a network of the demo, as ``phantom-clip``."""
     here = Path(__file__).resolve().parent
     inside_wheel = here / "data" / name
     if inside_wheel.is_dir():

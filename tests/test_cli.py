@@ -739,7 +739,7 @@ SCORES = "select * exclude (created_at) from scores order by all"
 
 
 def images(desk: Desk) -> dict[str, bytes]:
-    found = desk.home.glob("runs/generations/*/images/*.png")
+    found = desk.home.glob("runs/generations/*/images/[!.]*.png")  # whole files
     return {f"{path.parent.parent.name}/{path.name}": path.read_bytes() for path in found}
 
 

@@ -1,7 +1,7 @@
 """What a plugin offers and what passes between it and the platform.
 
-A hook yields descriptors (`ModelSpec`, `EncoderSpec`, `MetricSpec`, `SplitSpec`); they cost nothing
-to list. The class named by ``load`` is imported only when the plugin is used.
+A hook yields descriptors (`ModelSpec`, `EncoderSpec`, `MetricSpec`, `SplitSpec`, `JudgeSpec`); they
+cost nothing to list. The class named by ``load`` is imported only when the plugin is used.
 """
 
 from __future__ import annotations

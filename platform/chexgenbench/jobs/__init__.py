@@ -1,1 +1,1 @@
-"""The work itself: make images from requests, make features from images; files in, files out."""
+"""The work itself: images from requests, features from images, scores of tasks; files in, out."""

@@ -224,7 +224,7 @@ def find_copies(found: Mapping[ImageNeed, Made]) -> list[str]:
 
 
 def compares_sides(tasks: Sequence[TaskPlan]) -> bool:
-    """Whether some task metric uses both the test and the training side."""
+    """Whether the task metrics use the test and the training side, be it one by one."""
     return len({need.side for task in tasks for need in task.needs.values()}) > 1
 
 
