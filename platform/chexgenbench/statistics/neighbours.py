@@ -318,10 +318,14 @@ class _Cells:
         self.count = max(1, min(round(len(targets) ** 0.5), len(targets) // 39))
         size = min(len(targets), 39 * self.count)
         learn = np.sort(np.random.default_rng(seed).choice(len(targets), size, replace=False))
-        kmeans = faiss.Kmeans(targets.shape[1], self.count, niter=5, seed=seed)
-        kmeans.train(search.single(targets[learn]))
-        assert kmeans.centroids is not None
-        self.centroids = kmeans.centroids
+        # Not by `faiss.Kmeans`: it reads a C++ vector, which fails where another extension made
+        # with SWIG was imported before and gave such vectors its own class.
+        settings = faiss.ClusteringParameters()
+        settings.niter, settings.seed = 5, seed
+        index = faiss.IndexFlatL2(targets.shape[1])
+        clustering = faiss.Clustering(targets.shape[1], self.count, settings)
+        clustering.train(search.single(targets[learn]), index)
+        self.centroids: NDArray[np.float32] = index.reconstruct_n(0, self.count)
         cells = [self._nearest(targets[part], 1)[:, 0] for part in _slices(len(targets), _TARGETS)]
         self.order, self.ends = self._by_cell(np.concatenate(cells))
 
