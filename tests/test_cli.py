@@ -141,6 +141,7 @@ def test_every_listing_fits_80_columns(project: Desk, words: tuple[str, ...]) ->
             )
 
 
+@pytest.mark.slow
 def test_in_a_pipe_an_entry_is_one_line() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     done = subprocess.run(
@@ -288,6 +289,7 @@ JSON_OF = {
 HOMELESS = ("queries list", "queries show", "plugin new")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JSON_OF)
 def test_json_stands_alone_and_has_the_keys_of_the_page(
     project: Desk, tmp_path: Path, name: str

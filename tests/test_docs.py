@@ -266,6 +266,7 @@ SHOWN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "line"), SHOWN, ids=[f"{path.name}-{i}" for i, (path, _) in enumerate(SHOWN)]
 )

@@ -305,6 +305,7 @@ CUDA = "CUDA out of memory. Tried to allocate 20.00 MiB."
 CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

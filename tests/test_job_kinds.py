@@ -246,6 +246,7 @@ def test_features_of_any_number_of_shards_are_those_of_one_process(bench: Bench)
     assert not list((bench.folder / "jobs").iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_stored_in_part_is_encoded_in_the_same_batches(bench: Bench) -> None:
     whole, part = bench.plan("small", "whole"), bench.plan("small", "part")
     bench.encode([whole])
@@ -257,6 +258,7 @@ def test_what_is_stored_in_part_is_encoded_in_the_same_batches(bench: Bench) -> 
     assert bench.read(part)["features"].tobytes() == bench.read(whole)["features"].tobytes()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(bench: Bench) -> None:
     here, there = bench.plan("small", "here"), bench.plan("small", "there")
     bench.encode([here])
@@ -654,6 +656,7 @@ def test_progress_and_numbers_come_back(bench: Bench) -> None:
     assert found.notes == ["whole", "task"]
 
 
+@pytest.mark.slow
 def test_a_metric_that_fails_or_cannot_be_taken_says_so(bench: Bench) -> None:
     with pytest.raises(TaskFailed) as caught:
         odd(bench, "raise")
@@ -716,6 +719,7 @@ def test_a_result_that_is_none_is_refused(bench: Bench, lie: str) -> None:
         odd(bench, workplace=bench.workplace(liar))
 
 
+@pytest.mark.slow
 def test_what_says_nothing_is_no_sign_of_progress(bench: Bench) -> None:
     script = """
     while True:

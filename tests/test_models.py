@@ -124,6 +124,7 @@ def test_the_shipped_pipeline_is_small_and_safe() -> None:
     assert figures["images"] == 4000
 
 
+@pytest.mark.slow
 def test_the_shipped_pipeline_follows_its_prompt(tmp_path: Path) -> None:
     """The side of a large effusion is the brighter lung base (the patient's left is on the right
     of the image)."""

@@ -74,6 +74,7 @@ def test_the_wheel_has_every_plugin_folder_and_asset(wheel: Path) -> None:
         assert any(name.startswith(f"chexgenbench_plugins/data/{folder.name}/") for name in names)
 
 
+@pytest.mark.slow
 def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

@@ -561,6 +561,7 @@ def test_offload_is_no_part_of_the_identity_and_said_to_be_idle(home: Path) -> N
     assert np.array_equal(pixels(load(home, "sd-v1-5", values)), pixels(load(home, "sd-v1-5", SD)))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_makes_the_same_images_whatever_went_before(
     home: Path, tmp_path: Path
 ) -> None:
@@ -614,6 +615,7 @@ def test_a_network_that_would_be_compiled_too_often_raises(
             linear(torch.ones(3, 2))
 
 
+@pytest.mark.slow
 def test_another_attention_reaches_the_layers_or_is_refused(home: Path, tmp_path: Path) -> None:
     name = f"diffusers:{tiny.save('flux', tmp_path / 'flux')}"
     values: dict[str, Any] = {"num_inference_steps": 2}

@@ -564,6 +564,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "message"), HOSTILE)
 def test_a_plugin_that_hangs_or_dies_is_a_failed_check(
     shelf: Path, tmp_path: Path, code: str, message: str
@@ -585,6 +586,7 @@ def test_a_plugin_that_hangs_or_dies_is_a_failed_check(
         assert {found[name].status for name in ("order", "sizes")} == {"skipped"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -608,6 +610,7 @@ def test_a_file_that_cannot_be_imported_is_a_failed_check(
 # --- the command ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_checks_and_says_what_to_do(desk: Desk) -> None:
     made = desk.run("plugin", "new", "model", "my-model").out
     assert "chexgenbench plugin check my-model" in made

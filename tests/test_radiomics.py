@@ -497,6 +497,7 @@ def counts_every_image(score: Scored) -> None:
     assert score(real, changed) != score(real, fake)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [does_not_see_resolution, counts_every_image])
 def test_defect_11(check: Callable[[Scored], None], encoder: Radiomics) -> None:
     with pytest.raises(AssertionError):

@@ -53,6 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_images(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_bundle_that_lies_is_refused(
         run_suite(options(tmp_path, reference=path), QUIET)
 
 
+@pytest.mark.slow
 def test_other_features_under_the_same_images_are_another_run(bundle: Path, tmp_path: Path) -> None:
     moved = load_file(bundle)["phantom-clip/features"] + np.float32(1)
     path = rebuilt(bundle, tmp_path / "x.safetensors", **{"phantom-clip__features": moved})

@@ -242,6 +242,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["lock", "trained"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_once(tmp_path: Path) -> None:
     """Another process is in the middle of the same training: this one waits for its weights."""
     script = textwrap.dedent(

@@ -169,6 +169,7 @@ def test_macro_is_the_mean_over_the_findings(prompts: PromptTable, encoder: Enco
     assert found["fid", MACRO].ci_low is None and "Fracture" not in str(found["fid", MACRO].reason)
 
 
+@pytest.mark.slow
 def test_the_floor_is_real_against_real_at_the_same_sizes(
     prompts: PromptTable, encoder: EncoderPlan
 ) -> None:
@@ -199,6 +200,7 @@ def test_the_floor_is_real_against_real_at_the_same_sizes(
     assert same["coverage", "Fracture"].floor is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [12, 16, 60])
 def test_the_excess_of_a_rare_finding_is_as_sure_as_it_says(n: int) -> None:
     """Halvings of the same few rows are no independent samples."""
@@ -293,6 +295,7 @@ def test_subsets_of_the_user(prompts: PromptTable, encoder: EncoderPlan) -> None
     assert found["kid", "first half"].value == pytest.approx(alone.value, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_order_and_shards_do_not_matter(prompts: PromptTable, encoder: EncoderPlan) -> None:
     """Defect 1: a score averaged over shards is another score; ours is computed once."""
     metrics = built_in("fid", "kid", "prdc", "alignment")

@@ -232,6 +232,7 @@ def test_shards_give_the_images_and_scores_of_one_process(
     assert any(row["metric"] == "spread" and row["value"] for row in expected)
 
 
+@pytest.mark.slow
 def test_a_merge_ends_as_one_process_does_and_writes_nothing_twice(
     bench: Bench, alone: Bench
 ) -> None:
@@ -287,6 +288,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_goes_on(bench: Bench, alone: Bench) -> None:
     out = bench.home / "out"
     arguments = ("--set", "batchy.seconds=0.5")
@@ -364,6 +366,7 @@ def other_requests(folder: Path, _first: str) -> str:
     return "Its requests.parquet is not the one that was written"
 
 
+@pytest.mark.slow
 def test_a_bad_shard_loses_itself_only(bench: Bench, alone: Bench) -> None:
     spoilers = (link, invent, change, resize, other_job, other_requests)
     (asked,) = cut(bench, 7).sharded.generations
@@ -430,6 +433,7 @@ def test_what_a_worker_notes_is_shown(bench: Bench) -> None:
     assert "\x1b" not in shown + done.out
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_worker(bench: Bench) -> None:
     assert "it has no job.json" in work(bench.home, code=2)
     bench.run("shard", "out", "--shards", 1, *few(bench), "--set", "batchy.fault=user")

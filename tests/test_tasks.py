@@ -51,6 +51,7 @@ def finished(desk: Desk) -> Desk:
     return desk
 
 
+@pytest.mark.slow
 def test_a_memorizer_repeats_the_images_of_training_prompts(finished: Desk) -> None:
     rows = finished.rows(
         "SELECT model, value, floor, excess, n_real, n_fake, encoder, status FROM scores "
@@ -98,6 +99,7 @@ def test_pools_values_and_pairs_are_in_the_store(finished: Desk) -> None:
     assert "nearest training" in page and "pair flagged" in page
 
 
+@pytest.mark.slow
 def test_the_same_again_makes_nothing_and_another_metric_makes_no_image_again(
     finished: Desk,
 ) -> None:
@@ -111,6 +113,7 @@ def test_the_same_again_makes_nothing_and_another_metric_makes_no_image_again(
     assert "task gap: on training-6x2" in dry.out and "looked at 6 rows" in dry.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
@@ -193,6 +196,7 @@ def chexgenbench_splits():
 """
 
 
+@pytest.mark.slow
 def test_patients_on_both_sides_are_refused_with_the_lines(desk: Desk, tmp_path: Path) -> None:
     folder = leaky(tmp_path, "patientID")
     (folder / "leaky.py").write_text(LEAKY)
@@ -274,6 +278,7 @@ def own_split(folder: Path, spoil: str) -> tuple[object, ...]:
     return ("--plugin", folder / "leaky.py", "--split", "leaky", "-m", "noise")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["missing", "truncated"])
 def test_a_training_image_that_cannot_be_used_is_named_before_any_is_made(
     desk: Desk, tmp_path: Path, spoil: str

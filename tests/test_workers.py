@@ -305,6 +305,7 @@ def test_worker_and_command_killed_then_one_process_goes_on(bench: Bench) -> Non
     in_order(generation)
 
 
+@pytest.mark.slow
 def test_a_new_command_waits_for_the_workers_of_a_killed_one(bench: Bench) -> None:
     """They end by themselves within moments; here one is stopped, so that it cannot."""
     process = subprocess.Popen([sys.executable, "-c", command(bench, 2)])

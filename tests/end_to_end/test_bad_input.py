@@ -21,6 +21,7 @@ def nothing_was_made(desk: Desk) -> bool:
     return not list(desk.home.glob("runs/generations/*/images/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
