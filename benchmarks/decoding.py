@@ -1,6 +1,6 @@
 """What reading native-size radiographs adds to a network's time, ahead of it and before it.
 
-    OMP_NUM_THREADS=1 python benchmarks/decoding.py [--rounds 3] [--write] [--page FILE]
+    OMP_NUM_THREADS=1 python benchmarks/decoding.py [--rounds 3] [--write]
         [--network rad-dino] [--network inception-v3] [--quick]
 
 JPEG files of 2,500 x 3,000 grey levels, phantoms with grain at quality 95, of the size of a film's
@@ -19,7 +19,7 @@ side's time was inside the network's calls is noted too: threads that decode tak
 other processes disturb that share less than a comparison with another turn. The files were just
 written, so none is read from a disk. ``--quick`` takes few images and Inception-v3 alone (and one
 layer of RAD-DINO where that is named), and is no measurement. ``--write`` puts the table into
-docs/performance.md, or into the page of ``--page``. Linux only (memory).
+docs/performance.md. Linux only (memory).
 """
 
 from __future__ import annotations
@@ -289,7 +289,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     parser.add_argument("--side", choices=SIDES, help="one side in this process")
     parser.add_argument("--folder", type=Path, help="of --side")
     chosen = parser.parse_args()
@@ -324,7 +323,7 @@ def main() -> None:
     if chosen.quick:
         print("\nNo measurement: one turn, few images.")
     if chosen.write:
-        write_between(chosen.page, "decoding", text)
+        write_between(ROOT / "docs" / "performance.md", "decoding", text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The Frechet distance on Inception-v3 and nothing else, beside what others use for it.
 
     OMP_NUM_THREADS=1 python benchmarks/fid_only.py [--images 48] [--rounds 3] [--write]
-        [--peers DIR] [--page FILE] [--quick]
+        [--peers DIR] [--quick]
 
 Two folders of PNG images of 512 x 512, grey phantoms as real ones and blurred phantoms in colour as
 a model's, and one network with random weights for all. Each side is a process of its own, and they
@@ -36,7 +36,7 @@ What is resized how decides which values must be equal. To 299 x 299 squash
 The script ends with an error where two of one kind differ by more than a ten-thousandth of the
 value. ``--quick`` takes four images a side and leaves out clean-fid and pytorch-fid, whose roots
 of a matrix take longest, and is no measurement. ``--write`` puts the table into
-docs/performance.md, or into the page of ``--page``.
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -424,7 +424,6 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "fid-peers")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     parser.add_argument("--side", choices=SIDES, help="one side in this process")
     parser.add_argument("--folder", type=Path, help="of --side")
     chosen = parser.parse_args()
@@ -481,7 +480,7 @@ def main() -> None:
     if chosen.quick:
         print("\nNo measurement: one turn, few images, not all sides.")
     if chosen.write:
-        write_between(chosen.page, "fid-only", text)
+        write_between(ROOT / "docs" / "performance.md", "fid-only", text)
 
 
 if __name__ == "__main__":

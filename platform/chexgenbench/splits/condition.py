@@ -36,14 +36,14 @@ def select_rows(frame: pd.DataFrame, condition: str, table: str) -> NDArray[np.b
         config={"enable_external_access": False, "python_enable_replacements": False}
     )
     try:
-        _check(connection, condition)
-        connection.register(table, numbered)
         # On lines of its own, so that a comment in it ends with it.
         query = (
             f"SELECT {_PLACE} AS place, coalesce((\n{condition}\n)::BOOLEAN, false) AS chosen "  # noqa: S608
             f"FROM {table}"
         )
         with stoppable():
+            _check(connection, condition)
+            connection.register(table, numbered)
             twice = [connection.execute(query).fetchnumpy() for _ in range(2)]
     except duckdb.Error as error:
         # An error of the data, such as a failed cast, quotes the cell: perhaps a patient's.
