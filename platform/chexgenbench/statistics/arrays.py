@@ -75,9 +75,13 @@ def unit_rows(name: str, rows: FloatArray) -> FloatArray:
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
     """Slices over ``rows`` such that a float64 block of ``columns`` stays below BLOCK_BYTES."""
-    step = max(1, BLOCK_BYTES // (8 * max(columns, 1)))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    return slices(rows, max(1, BLOCK_BYTES // (8 * max(columns, 1))))
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Slices over ``count`` rows, ``step`` of them each and what is left in the last."""
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def squared_distances(x: FloatArray, y: FloatArray, norms_y: FloatArray) -> FloatArray:

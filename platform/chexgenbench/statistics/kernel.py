@@ -15,7 +15,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chexgenbench.statistics.arrays import FloatArray, IntArray, blocks, two_sides, unit_rows
+from chexgenbench.statistics.arrays import (
+    FloatArray,
+    IntArray,
+    blocks,
+    slices,
+    two_sides,
+    unit_rows,
+)
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import (
     Groups,
@@ -204,9 +211,7 @@ def _cubic(centre: FloatArray) -> Kernel:
 def _strips(values: FloatArray) -> Iterator[slice]:
     """Rows of a block by so many that a few arrays of their size stay in the cache: passing over
     a whole block a dozen times costs as much as its matrix product."""
-    step = max(1, _STRIP // values.shape[1])
-    for start in range(0, len(values), step):
-        yield slice(start, start + step)
+    return slices(len(values), max(1, _STRIP // values.shape[1]))
 
 
 def _gaussian(x: FloatArray, y: FloatArray) -> FloatArray:

@@ -8,14 +8,13 @@ ones; where it could, more candidates are asked for, and at last all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chexgenbench.statistics.arrays import BLOCK_BYTES, FloatArray, IntArray
+from chexgenbench.statistics.arrays import BLOCK_BYTES, FloatArray, IntArray, slices
 from chexgenbench.statistics.averages import mean_estimate
 from chexgenbench.statistics.estimate import Estimate
 from chexgenbench.statistics.sampling import Groups
@@ -184,7 +183,7 @@ class _Search:
             self.fits_float32 = all(
                 bool((np.abs(self.single(side[rows])) < _LARGEST).all())
                 for side in (x, y)
-                for rows in _slices(len(side), _TARGETS)
+                for rows in slices(len(side), _TARGETS)
             )
         # Rounding of the entries, the products and the three sums, in units of |x|^2 + |y|^2.
         self.slack = (x.shape[1] + 16) * float(np.finfo(np.float32).eps)
@@ -211,7 +210,7 @@ class _Search:
         x = self.single(self.x[rows])
         near = np.zeros((len(x), 0), dtype=np.float32)
         ids = np.zeros((len(x), 0), dtype=np.int64)
-        for part in _slices(len(self.y), _TARGETS):
+        for part in slices(len(self.y), _TARGETS):
             y = self.single(self.y[part])
             distances, numbers = faiss.knn(x, y, min(width, len(y)))
             near = np.concatenate([near, distances], axis=1)
@@ -225,7 +224,7 @@ class _Search:
     def all_exact(self, x: NDArray[Any], ids: IntArray) -> FloatArray:
         """:meth:`exact` in bounded memory."""
         found = np.empty(ids.shape)
-        for block in _slices(len(x), max(1, BLOCK_BYTES // (8 * ids.shape[1] * x.shape[1]))):
+        for block in slices(len(x), max(1, BLOCK_BYTES // (8 * ids.shape[1] * x.shape[1]))):
             found[block] = self.exact(x[block], ids[block])
         return found
 
@@ -266,7 +265,7 @@ class _Search:
         x, ids = self.x[row : row + 1], np.arange(len(self.y))
         step = max(1, BLOCK_BYTES // (8 * x.shape[1]))
         found = np.concatenate(
-            [self.exact(x, ids[None, part])[0] for part in _slices(len(ids), step)]
+            [self.exact(x, ids[None, part])[0] for part in slices(len(ids), step)]
         )
         chosen = self.choose(row, found, ids)[: self.k]
         if chosen.size < self.k:
@@ -326,7 +325,7 @@ class _Cells:
         clustering = faiss.Clustering(targets.shape[1], self.count, settings)
         clustering.train(search.single(targets[learn]), index)
         self.centroids: NDArray[np.float32] = index.reconstruct_n(0, self.count)
-        cells = [self._nearest(targets[part], 1)[:, 0] for part in _slices(len(targets), _TARGETS)]
+        cells = [self._nearest(targets[part], 1)[:, 0] for part in slices(len(targets), _TARGETS)]
         self.order, self.ends = self._by_cell(np.concatenate(cells))
 
     def near(self, x: NDArray[Any], width: int, probes: int) -> IntArray:
@@ -348,7 +347,7 @@ class _Cells:
                 continue
             y, kept = self.search.single(self.search.y[targets]), min(width, targets.size)
             norms = (y**2).sum(axis=1)
-            for part in _slices(asked.size, max(1, BLOCK_BYTES // (4 * targets.size))):
+            for part in slices(asked.size, max(1, BLOCK_BYTES // (4 * targets.size))):
                 places = asked[part]
                 # Less the query's own norm, which orders nothing.
                 squares = norms - 2 * (queries[places // probes] @ y.T)
@@ -372,11 +371,6 @@ class _Cells:
         return order, np.searchsorted(cells[order], np.arange(self.count + 1))
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
-
-
 def row_array(name: str, data: ArrayLike) -> NDArray[Any]:
     """The rows [n, d] in their own dtype, every entry finite; no copy is made."""
     rows: NDArray[Any] = np.asarray(data)
@@ -384,7 +378,7 @@ def row_array(name: str, data: ArrayLike) -> NDArray[Any]:
         raise ValueError(f"{name}: expected an array [rows, features], got shape {rows.shape}")
     if rows.dtype.kind not in "fiub":
         raise ValueError(f"{name}: real numbers expected, got dtype {rows.dtype}")
-    for part in _slices(len(rows), _TARGETS):
+    for part in slices(len(rows), _TARGETS):
         bad = ~np.isfinite(rows[part]).all(axis=1)
         if bad.any():
             first = part.start + int(np.argmax(bad))
