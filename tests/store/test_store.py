@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chexgenbench.cli.shell import Shell, _found
 from chexgenbench.errors import UserError
@@ -191,6 +193,30 @@ def store(tmp_path: Path) -> Store:
     runs = tmp_path / "runs"
     store.ingest([make(runs, "aa-1"), make(runs, "ab-2", "noise", 1, 2.5)])
     return store
+
+
+_VALUES = st.one_of(st.none(), st.text(max_size=2))
+
+
+@given(
+    rows=st.lists(st.tuples(_VALUES, _VALUES, st.integers(-2, 2)), max_size=12),
+    cut=st.integers(0, 12),
+)
+def test_a_row_that_is_there_twice_is_found(
+    rows: list[tuple[str | None, str | None, int]], cut: int
+) -> None:
+    kinds = pa.schema([("a", pa.string()), ("b", pa.string()), ("c", pa.int64())])
+    plain = [dict(zip(kinds.names, row, strict=True)) for row in rows]
+    table = pa.Table.from_pylist(plain, schema=kinds)
+    chunks = pa.concat_tables([table.slice(0, cut), table.slice(cut)])
+    assert store_module._repeats(chunks) == (len(set(rows)) < len(rows))
+
+
+def test_a_row_that_is_there_twice_is_found_among_more_keys_than_an_integer_counts() -> None:
+    numbers = pa.array(range(70_000))
+    table = pa.table(dict.fromkeys("abcd", numbers))  # 70,000 ** 4 rows could differ
+    assert not store_module._repeats(table)
+    assert store_module._repeats(pa.concat_tables([table, table.slice(69_999)]))
 
 
 @pytest.mark.slow
@@ -990,8 +1016,7 @@ def test_render_keeps_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_export_does_not_double(tmp_path: Path) -> None:
     first, second = record("r1", extra_info="first, try"), record("r2", "noise")
     for run in (first, second, first):
-        scores = tables(run)["scores"]
-        export_run(tmp_path, run, scores if run is first else scores.to_dict("records"))
+        export_run(tmp_path, run, tables(run)["scores"])
     overall = pd.read_csv(tmp_path / "image_generation_metrics.csv")
     names = [*PUBLISHED_COLUMNS, *OWN_COLUMNS]
     assert list(overall.columns)[: len(names)] == names
