@@ -23,11 +23,14 @@ __all__ = ["Neighbours", "nearest", "nearest_approximate"]
 
 Metric = Literal["euclidean", "cosine"]
 
-_QUERIES, _TARGETS = 8192, 16384
+_QUERIES, _TARGETS = 16384, 16384
 """Rows a block of the search in float32."""
 
+_CACHE = 2**19
+"""Bytes of differences that are worked out at once: they should not leave the cache."""
+
 _LARGEST = 1e15
-"""Entries beyond it (about the centre) would overflow as squares in float32."""
+"""Entries beyond it would overflow as squares in float32."""
 
 
 class Neighbours(NamedTuple):
@@ -180,13 +183,16 @@ class _Search:
         some = self.double(y[:: max(1, len(y) // 1000)])
         with np.errstate(over="ignore", invalid="ignore"):
             self.centre = np.median(some, axis=0).astype(np.float32)
-            self.fits_float32 = all(
-                bool((np.abs(self.single(side[rows])) < _LARGEST).all())
-                for side in (x, y)
-                for rows in slices(len(side), _TARGETS)
-            )
+            farthest = float(np.abs(self.centre).max()) + max(map(self._farthest, (x, y)))
+            self.fits_float32 = farthest < _LARGEST
         # Rounding of the entries, the products and the three sums, in units of |x|^2 + |y|^2.
         self.slack = (x.shape[1] + 16) * float(np.finfo(np.float32).eps)
+
+    def _farthest(self, side: NDArray[Any]) -> float:
+        """The largest entry of the rows as they are compared, without its sign."""
+        if self.metric == "cosine":
+            return 1.0
+        return max(float(side.max()), -float(side.min()))
 
     def double(self, rows: NDArray[Any]) -> FloatArray:
         """The rows as they are compared, in float64."""
@@ -196,11 +202,14 @@ class _Search:
             floats /= np.sqrt((floats**2).sum(axis=-1, keepdims=True))
         return floats
 
-    def single(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """The rows about the centre in float32."""
+    def single(
+        self, rows: NDArray[Any], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The rows about the centre in float32; in the first rows of `out` where that is given."""
         exact = rows.dtype == np.float32 and self.metric == "euclidean"
-        about: NDArray[Any] = (rows if exact else self.double(rows)) - self.centre
-        return np.ascontiguousarray(about, dtype=np.float32)
+        out = np.empty(rows.shape, np.float32) if out is None else out[: len(rows)]
+        np.subtract(rows if exact else self.double(rows), self.centre, out=out, casting="same_kind")
+        return out
 
     def candidates(self, rows: IntArray, width: int) -> tuple[FloatArray, IntArray, FloatArray]:
         """Exact distances [n, width] and numbers of the nearest in float32, and what the last of
@@ -210,8 +219,10 @@ class _Search:
         x = self.single(self.x[rows])
         near = np.zeros((len(x), 0), dtype=np.float32)
         ids = np.zeros((len(x), 0), dtype=np.int64)
+        # Memory that is asked for anew would be mapped anew, a tenth of a block's time.
+        block = np.empty((min(_TARGETS, len(self.y)), self.y.shape[1]), np.float32)
         for part in slices(len(self.y), _TARGETS):
-            y = self.single(self.y[part])
+            y = self.single(self.y[part], block)
             distances, numbers = faiss.knn(x, y, min(width, len(y)))
             near = np.concatenate([near, distances], axis=1)
             ids = np.concatenate([ids, numbers + part.start], axis=1)
@@ -224,14 +235,16 @@ class _Search:
     def all_exact(self, x: NDArray[Any], ids: IntArray) -> FloatArray:
         """:meth:`exact` in bounded memory."""
         found = np.empty(ids.shape)
-        for block in slices(len(x), max(1, BLOCK_BYTES // (8 * ids.shape[1] * x.shape[1]))):
+        for block in slices(len(x), max(1, _CACHE // (8 * ids.shape[1] * x.shape[1]))):
             found[block] = self.exact(x[block], ids[block])
         return found
 
     def exact(self, x: NDArray[Any], ids: IntArray) -> FloatArray:
         """Distances [n, c] of queries [n, d] to targets [n, c], from the differences."""
-        gaps = self.double(self.y[ids]) - self.double(x)[:, None]
-        squares: FloatArray = (gaps**2).sum(axis=2)
+        gaps = self.double(self.y[ids])
+        gaps -= self.double(x)[:, None]
+        gaps *= gaps
+        squares: FloatArray = gaps.sum(axis=2)
         return squares / 2 if self.metric == "cosine" else np.sqrt(squares)
 
     def settle(
@@ -245,7 +258,12 @@ class _Search:
     ) -> NDArray[np.bool_]:
         """Writes the neighbours of the rows that no row beyond the candidates can change."""
         settled = np.zeros(len(rows), dtype=bool)
-        norms = np.sqrt(((self.double(self.x[rows]) - self.centre) ** 2).sum(axis=1))
+        norms = np.concatenate(
+            [
+                np.sqrt(((self.double(self.x[rows[part]]) - self.centre) ** 2).sum(axis=1))
+                for part in slices(len(rows), 1024)
+            ]
+        )
         for at, row in enumerate(rows.tolist()):
             chosen = self.choose(row, found[at], ids[at])
             if chosen.size < self.k:
@@ -379,9 +397,9 @@ def row_array(name: str, data: ArrayLike) -> NDArray[Any]:
     if rows.dtype.kind not in "fiub":
         raise ValueError(f"{name}: real numbers expected, got dtype {rows.dtype}")
     for part in slices(len(rows), _TARGETS):
-        bad = ~np.isfinite(rows[part]).all(axis=1)
-        if bad.any():
-            first = part.start + int(np.argmax(bad))
+        block = rows[part]
+        if not np.isfinite([block.min(), block.max()]).all():  # either is NaN where an entry is
+            first = part.start + int(np.argmin(np.isfinite(block).all(axis=1)))
             raise ValueError(f"{name}: row {first} holds NaN or infinity")
     return rows
 
