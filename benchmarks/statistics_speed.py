@@ -142,8 +142,8 @@ SIDES = {
         "scipy.linalg.sqrtm, from the covariances", 4000, 2048, root_by_sqrtm, covariances
     ),
     "root": Side("the same of frechet_distance", 4000, 2048, root, covariances),
-    "prdc": Side("prdc.compute_prdc", 8000, 768, by_prdc),
-    "neighbours": Side("precision_recall_density_coverage", 8000, 768, neighbours),
+    "prdc": Side("prdc.compute_prdc", 20_000, 768, by_prdc),
+    "neighbours": Side("precision_recall_density_coverage", 20_000, 768, neighbours),
     "torchmetrics": Side("torchmetrics, 100 subsets of 1,000", 20_000, 2048, by_torchmetrics),
     "kernel": Side("kernel_distance, all pairs, with its error", 20_000, 2048, kernel),
     "double": Side(
