@@ -22,11 +22,11 @@ from chexgenbench import Context, Encoder, Location, Parameters, UserError
 from chexgenbench.downloads import (
     PICKLES,
     cached_commits,
-    first_line,
     locate,
     size_text,
     snapshot,
 )
+from chexgenbench.errors import first_line
 from chexgenbench.files import read_json
 from chexgenbench.types import Download
 
@@ -316,7 +316,7 @@ def read_content(
     except Exception as error:
         if allow_pickle or not isinstance(error, UnpicklingError):
             raise UserError(
-                f"The {subject} cannot be read: {path}: {first_line(error)}",
+                f"The {subject} cannot be read: {path}: {first_line(error)}.",
                 hint="It must be safetensors, or what torch.save wrote.",
             ) from error
         foreign = re.search(r"GLOBAL (\S+)", str(error))

@@ -290,7 +290,7 @@ DYING = {
     "flood": "ended with exit code 3: the last words",
     "hang": r"returned nothing for 1 s \(--timeout\) and was ended",
     "deaf": r"returned nothing for 1 s \(--timeout\) and was ended",
-    "note escapes": r"It broke  \[2J  here\.",
+    "note escapes": r"It broke \ufffd\[2J\ufffd here\.",
     "disk": "ended by a fault of its disk: No space left on device",
 }
 

@@ -33,7 +33,7 @@ from chexgenbench.store.run_directory import read_record, read_table, write_run
 from chexgenbench.store.store import Store
 from chexgenbench.types import QUALITIES
 from chexgenbench.workflow.dataset import ExportOptions, export_dataset
-from chexgenbench.workflow.plan import Options
+from chexgenbench.workflow.options import Options
 from chexgenbench_plugins.splits.exported import Exported, ExportedParameters
 from desk import Desk
 

@@ -25,7 +25,7 @@ from chexgenbench.environments import FLOOR, find, state_of
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.files import read_json, write_json
 from chexgenbench.home import Home
-from chexgenbench.jobs.job import GenerateJob, plain_context, write_job
+from chexgenbench.jobs.job import GenerateJob, plain_context, write_generate_job
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
 from desk import SCRIPT, Desk
@@ -243,7 +243,7 @@ def write(place: Path, model: str) -> Path:
         batch_size=2,
         n_requests=3,
     )
-    write_job(place, job, wanted)
+    write_generate_job(place, job, wanted)
     return place
 
 

@@ -26,7 +26,6 @@ from chexgenbench import provenance
 from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.generation import Generation, choose_batch_size, plan_generation
 from chexgenbench.generation.batch_size import Trial, best_size
-from chexgenbench.generation.generation import SUMMARY
 from chexgenbench.generation.requests import request_id, seed_of
 from chexgenbench.images import duplicates
 from chexgenbench.jobs.claims import CLAIMS
@@ -34,6 +33,7 @@ from chexgenbench.jobs.generate import generate, hold, work
 from chexgenbench.jobs.manifest import (
     MANIFEST,
     PROCESSES,
+    SUMMARY,
     Process,
     read_calls,
     read_manifest,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,10 +41,16 @@ from chexgenbench.jobs.job import (
     TaskJob,
     facts_of,
     plain_context,
-    read_job,
+    read_generate_job,
     write_json,
 )
-from chexgenbench.jobs.tasks import plain_result
+from chexgenbench.jobs.tasks import (
+    plain_result,
+    read_sets,
+    set_facts,
+    table_facts,
+    write_task_job,
+)
 from chexgenbench.registry import Plugin, load_registry
 from chexgenbench.types import (
     FINDINGS,
@@ -54,8 +61,8 @@ from chexgenbench.types import (
     Task,
     TaskResult,
 )
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.places import check_executors, check_places, place_of, workplace_of
-from chexgenbench.workflow.plan import Options
 from desk import Desk
 from image_sets import GAP, image_set, task
 
@@ -647,7 +654,7 @@ def test_progress_and_numbers_come_back(bench: Bench) -> None:
     found, said = odd(bench)
     # A busy machine may let the command say that it waits.
     said = [line for line in said if not line.startswith("nothing for")]
-    assert said == ["count: 10 of 10 images", "counted  [2J them"]
+    assert said == ["count: 10 of 10 images", "counted \N{REPLACEMENT CHARACTER}[2J them"]
     first, second = found.scores
     assert first.estimate.degrees_of_freedom == np.inf  # type: ignore[union-attr]
     assert first.n_fake == 10 and first.control == float(np.float32(0.1))
@@ -738,7 +745,7 @@ def test_what_says_nothing_is_no_sign_of_progress(bench: Bench) -> None:
 
 def test_texts_of_a_result_are_harmless() -> None:
     data = json.dumps({"status": "failed", "reason": "a\x1b[2Jb"}).encode()
-    assert parse_result(data, {}).reason == "a [2Jb"
+    assert parse_result(data, {}).reason == "a\N{REPLACEMENT CHARACTER}[2Jb"
 
 
 # --- jobs and places ------------------------------------------------------------------------
@@ -749,12 +756,45 @@ def test_a_job_of_another_kind_is_no_generation(bench: Bench) -> None:
     job = encode_job(bench, folder)
     assert facts_of(folder, EncodeJob) == job
     with pytest.raises(UserError, match="'encode', not the one expected"):
-        read_job(folder)
+        read_generate_job(folder)
     with pytest.raises(UserError, match="'encode', not the one expected"):
         facts_of(folder, GenerateJob)
     write_json(folder / "job.json", job.model_dump(mode="json") | {"kind": "cook"})
     with pytest.raises(UserError, match="kind 'cook'"):
         facts_of(folder, EncodeJob)
+
+
+def test_a_list_that_lost_rows_is_refused(bench: Bench) -> None:
+    folder = bench.folder / "job"
+    encode_job(bench, folder)
+    plan = bench.plan("small", "unused")
+    path = folder / features.ITEMS
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(UserError, match=f"items.parquet has {IMAGES - 1} rows, and its job has"):
+        features.work(folder, lambda _number: (plan.plugin.spec, plan.load()), lambda _count: None)
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_set_that_lost_rows_is_refused(bench: Bench, tmp_path: Path) -> None:
+    name, (values, needed) = next(iter(TASKS.items()))
+    plugin = bench.registry().metrics[name]
+    sets = study_sets(tmp_path, needed, n=4)
+    images = sets["generated"]
+    job = job_of(
+        plugin,
+        plugin.parse(values),
+        task(sets, tmp_path / "parts", seed=5),
+        sets=(set_facts("generated", images, 0),),
+        tables=(table_facts(images.prompts),),
+    )
+    folder = tmp_path / "job"
+    folder.mkdir()
+    write_task_job(folder, job, [(images, images.paths)], [images.prompts])
+    assert len(read_sets(folder, job)["generated"]) == 4
+    path = folder / "set-0.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(UserError, match=r"set-0.parquet has 3 rows, and its job has 4"):
+        read_sets(folder, job)
 
 
 def test_where_a_plugin_works_is_what_the_user_says(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.home import Home
 from chexgenbench.registry import KINDS, _source_hash, describe, load_registry
 from chexgenbench.types import Context, Request
-from chexgenbench.workflow.plan import Options, find_models, parameter_values
+from chexgenbench.workflow.options import Options
+from chexgenbench.workflow.plan import find_models, parameter_values
 from chexgenbench.workflow.suite import parse_settings, read_suite
 from image_sets import image_set, task
 

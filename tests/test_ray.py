@@ -34,8 +34,8 @@ from chexgenbench.jobs.manifest import MANIFEST, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
 from chexgenbench.workflow import leftovers
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.places import workplace_of
-from chexgenbench.workflow.plan import Options
 from desk import Desk
 from image_sets import GAP
 from ray_host import SETTINGS, RayCluster, kill, ray_cluster, wait_for

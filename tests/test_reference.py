@@ -14,7 +14,7 @@ from chexgenbench.errors import UserError
 from chexgenbench.home import Home
 from chexgenbench.progress import Progress
 from chexgenbench.store.store import Store
-from chexgenbench.workflow.plan import Options
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.reference import Reference, _hash
 from chexgenbench.workflow.run import build_reference, run_suite
 

@@ -13,7 +13,7 @@ import pytest
 from chexgenbench.features import FeatureStore
 from chexgenbench.features.extract import EncoderPlan, text_key
 from chexgenbench.registry import Plugin, load_registry
-from chexgenbench.scoring import MACRO, OVERALL, MetricPlan, Score, Sides, score, subset_masks
+from chexgenbench.scoring import MetricPlan, Score, Sides, score, subset_masks
 from chexgenbench.scoring.floor import take_floor
 from chexgenbench.splits.prompts import PromptTable
 from chexgenbench.statistics import (
@@ -23,6 +23,8 @@ from chexgenbench.statistics import (
 )
 from chexgenbench.types import (
     FINDINGS,
+    MACRO,
+    OVERALL,
     Context,
     EncoderSpec,
     MetricSpec,

@@ -20,11 +20,11 @@ from chexgenbench.errors import UserError
 from chexgenbench.files import sha256_file
 from chexgenbench.home import Home
 from chexgenbench.jobs.generate import hold
-from chexgenbench.jobs.job import JOB, REQUESTS, heartbeat_path, read_job
+from chexgenbench.jobs.job import JOB, REQUESTS, heartbeat_path, read_generate_job
 from chexgenbench.jobs.manifest import CALLS, MANIFEST, image_name, read_manifest
 from chexgenbench.progress import Progress
 from chexgenbench.workflow import shards
-from chexgenbench.workflow.plan import Options
+from chexgenbench.workflow.options import Options
 from desk import Desk, script
 
 PLUGIN = """
@@ -375,7 +375,7 @@ def test_a_bad_shard_loses_itself_only(bench: Bench, alone: Bench) -> None:
     for number, part in enumerate(asked.parts, start=1):
         work(out / part.folder)
         if number <= len(spoilers):
-            request = read_job(out / part.folder)[1][0]
+            request = read_generate_job(out / part.folder)[1][0]
             expected[number] = spoilers[number - 1](out / part.folder, image_name(request))
     done = bench.run("merge", "out", code=1)
     assert "batchy, own: 2 of 14 images; 1 of 7 shards complete" in done.out
@@ -539,7 +539,7 @@ def test_a_device_of_other_machines(bench: Bench) -> None:
         Options(**{**vars(options(bench)), "device": "cuda"}), bench.home / "out", 1, "typed"
     )
     (part,) = written.sharded.parts  # type: ignore[union-attr]
-    job, _ = read_job(bench.home / "out" / part.folder)
+    job, _ = read_generate_job(bench.home / "out" / part.folder)
     assert job.device == "cuda"
     script = (bench.home / "out" / "array.sh").read_text()
     assert "\n#SBATCH --gres=gpu:1\n" in script

@@ -16,7 +16,7 @@ from chexgenbench.errors import UserError
 from chexgenbench.splits.prompts import read_prompts
 from chexgenbench.types import ImageNeed
 from chexgenbench.workflow.tasks import (
-    Made,
+    SetImages,
     Tables,
     chosen_rows,
     covers,
@@ -237,9 +237,9 @@ def test_rows_that_repeat_a_prompt_count_where_images_do(tmp_path: Path) -> None
 
 
 def test_equal_content_on_both_sides_is_found(tmp_path: Path) -> None:
-    sides: dict[str, Made] = {}
+    sides: dict[str, SetImages] = {}
     for side, keys in (("test", ["a", "b"]), ("training", ["c", "b"])):
-        sides[side] = Made(
+        sides[side] = SetImages(
             prompts=prompt_table(2, side=side),
             rows=np.arange(2),
             repeats=np.zeros(2, np.int64),
@@ -362,7 +362,7 @@ def test_a_pool_serves_what_it_covers() -> None:
     assert not covers(need(20), need(3, 2)) and not covers(need(20, side="test"), need(5))
 
     table = prompt_table(6)
-    made = Made(
+    made = SetImages(
         prompts=table,
         rows=np.repeat(np.arange(6), 3),
         repeats=np.tile(np.arange(3), 6),

@@ -24,7 +24,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors import ModelSource, processes
 from chexgenbench.generation import Generation, plan_generation, seed_of
 from chexgenbench.jobs import waiting
-from chexgenbench.jobs.job import GenerateJob, plain_context, read_job, write_job
+from chexgenbench.jobs.job import GenerateJob, plain_context, read_generate_job, write_generate_job
 from chexgenbench.jobs.manifest import MANIFEST, gather, parts, read_manifest
 from chexgenbench.registry import load_registry
 from chexgenbench.types import Context, Request
@@ -461,8 +461,8 @@ def test_a_job_comes_back_as_it_was_written(
         batch_size=4,
         n_requests=len(asked),
     )
-    write_job(tmp_path, job, asked)
-    assert read_job(tmp_path) == (job, asked)
+    write_generate_job(tmp_path, job, asked)
+    assert read_generate_job(tmp_path) == (job, asked)
     assert job.context_on("cuda:1") == replace(context, device="cuda:1")
 
 
@@ -479,7 +479,7 @@ def test_a_job_comes_back_as_it_was_written(
 def test_a_job_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "job.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_job(tmp_path)
+        read_generate_job(tmp_path)
 
 
 def test_parts_are_gathered_whole_lines_only(bench: Bench) -> None:

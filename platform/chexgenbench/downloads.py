@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
-from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.errors import ChexGenBenchError, UserError, first_line, is_disk_fault
 from chexgenbench.files import (
     atomic_path,
     file_lock,
@@ -469,16 +469,6 @@ def _is_unreachable(error: BaseException) -> bool:
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return True
     return any(kind.__name__ in _UNREACHABLE for kind in type(error).__mro__)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without a terminal's colours; its kind where it is empty.
-
-    >>> first_line(ValueError("\\x1b[1mno\\x1b[0m header\\nand so on")), first_line(EOFError())
-    ('no header', 'EOFError')
-    """
-    text = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip()
-    return (text or type(error).__name__).splitlines()[0]
 
 
 def _check_hub_file(download: Download, file: RemoteFile, path: Path) -> None:

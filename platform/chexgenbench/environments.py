@@ -7,7 +7,6 @@ that both sides are of one release.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import os
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +28,7 @@ from typing import Literal
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.files import file_lock, read_json, sha256_file, write_json
 from chexgenbench.home import Home, interpreter
+from chexgenbench.registry import imports_of
 
 LOCK = "requirements.txt"
 RECORD = "environment.json"
@@ -175,7 +175,7 @@ def worker_sources() -> dict[str, Path]:
             if not relative.startswith("containers/"):  # there in a wheel
                 files.setdefault(f"{_PLUGINS}/{relative}", path)
     waiting = [_WORKER, _SERVER]
-    waiting += [name for path in files.values() for name in _imports(path, _PLUGINS)]
+    waiting += [name for path in files.values() for name in imports_of(path.read_bytes(), _PLUGINS)]
     statistics = Path(__file__).parent.glob("statistics/*.py")
     waiting += [f"{_PLATFORM}.statistics.{path.stem}" for path in statistics]
     seen: set[str] = set()
@@ -190,7 +190,7 @@ def worker_sources() -> dict[str, Path]:
         if file is not None:
             files[f"{_PLATFORM}/{file.relative_to(Path(__file__).parent).as_posix()}"] = file
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-            waiting += _imports(file, package)
+            waiting += imports_of(file.read_bytes(), package)
     return files | {"pyproject.toml": _built_in() / "worker" / "pyproject.toml"}
 
 
@@ -203,24 +203,6 @@ def _module_file(name: str) -> Path | None:
     base = Path(__file__).parent.joinpath(*name.split(".")[1:])
     found = [path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()]
     return found[0] if found else None
-
-
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """The modules, and what could be modules, that a source file imports when it runs."""
-    waiting: list[ast.AST] = [ast.parse(path.read_bytes())]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            waiting += node.orelse
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            dots = "." * node.level
-            base = importlib.util.resolve_name(f"{dots}{node.module or ''}", package)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-        else:
-            waiting += ast.iter_child_nodes(node)
 
 
 # Virtual environments

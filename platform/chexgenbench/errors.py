@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -56,6 +57,30 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         f"There is no {kind} named {name!r}.",
         hint=f"{guess}Known: {', '.join(names) or 'none'}.",
     )
+
+
+def harmless(text: str) -> str:
+    """The text without what would move the cursor of a terminal or turn its direction of writing,
+    such as a worker's message or a file's name may hold; its lines stay.
+
+    >>> harmless("a\\x1b[2Jb\\tc\\nd")
+    'a\ufffd[2Jb c\\nd'
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else (" " if c.isspace() else "\N{REPLACEMENT CHARACTER}")
+        for c in text
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a sentence: without a terminal's colours and the full
+    stop at its end; the error's kind where it is empty.
+
+    >>> first_line(ValueError("\\x1b[1mno\\x1b[0m header.\\nand so on")), first_line(EOFError())
+    ('no header', 'EOFError')
+    """
+    text = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 @contextmanager

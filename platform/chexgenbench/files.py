@@ -165,14 +165,23 @@ def alone(folder: Path) -> Iterator[bool]:
         yield _lock(file.fileno(), shared=False)
 
 
-def is_free(path: Path) -> bool:
-    """Whether no living process holds the lock of a file, see `atomic_path`; False as well where
-    that cannot be told."""
+@contextmanager
+def unheld(path: Path) -> Iterator[bool]:
+    """Whether no living process holds the lock of a file, see `atomic_path`; none takes it in the
+    block. False as well where that cannot be told."""
     try:
-        with path.open("rb") as file:
-            return _lock(file.fileno(), shared=False)
+        file = path.open("rb")
     except OSError:
-        return False
+        yield False
+        return
+    with file:
+        yield _lock(file.fileno(), shared=False)
+
+
+def is_free(path: Path) -> bool:
+    """What `unheld` says at this moment."""
+    with unheld(path) as free:
+        return free
 
 
 def _lock(descriptor: int, *, shared: bool) -> bool:

@@ -65,6 +65,11 @@ class Home:
         return self.cache / "features"
 
     @property
+    def hashes(self) -> Path:
+        """What `HashCache` keeps."""
+        return self.cache / "hashes.sqlite"
+
+    @property
     def option(self) -> str:
         """`` --home PLACE`` where a command needs it to find this home again, else nothing."""
         return (

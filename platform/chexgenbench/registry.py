@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, get_args, get_origin
@@ -239,16 +239,8 @@ def _source_hash(name: str) -> str:
             continue
         files[module] = path.read_bytes()
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(ast.parse(files[module])):
-            if isinstance(node, ast.Import):
-                found = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                dots = "." * node.level
-                base = importlib.util.resolve_name(f"{dots}{node.module or ''}", package)
-                found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            waiting += [each for each in found if each.partition(".")[0] == top or alone]
+        found = imports_of(files[module], package)
+        waiting += [each for each in found if each.partition(".")[0] == top or alone]
     if not files:
         return ""
     code = hashlib.sha256()
@@ -257,6 +249,28 @@ def _source_hash(name: str) -> str:
         known = module[len(_FILE) + _KEY + 1 :] if module.startswith(_FILE) else module
         code.update(f"{known}\n{len(content)}\n".encode() + content)
     return code.hexdigest()
+
+
+def imports_of(source: bytes, package: str) -> Iterator[str]:
+    """The modules, and what could be modules, that a source imports when it runs.
+
+    >>> list(imports_of(b"import numpy; from . import canvas", "phantom"))
+    ['phantom', 'phantom.canvas', 'numpy']
+    """
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            base = importlib.util.resolve_name(f"{dots}{node.module or ''}", package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def _installed(path: Path) -> bool:
@@ -427,7 +441,7 @@ def _load_registry(files: Sequence[Path], folder: Path | None, home: Path) -> Re
     problems: list[Problem] = []
 
     for module_name in _built_in_modules():
-        _register(manager, problems, module_name, lambda name=module_name: _import(name))
+        _register(manager, problems, module_name, partial(importlib.import_module, module_name))
     for entry in importlib.metadata.entry_points(group=hookspecs.GROUP):
         source = f"{entry.dist.name if entry.dist else 'package'}: {entry.value}"
         _register(manager, problems, source, entry.load)
@@ -469,10 +483,6 @@ def _built_in_modules() -> Iterator[str]:
         for base in package.__path__:
             for info in pkgutil.iter_modules([str(Path(base) / kind)]):
                 yield f"{BUILT_IN}.{kind}.{info.name}"
-
-
-def _import(name: str) -> ModuleType:
-    return importlib.import_module(name)
 
 
 def import_file(path: Path) -> ModuleType:

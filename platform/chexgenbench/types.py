@@ -6,6 +6,7 @@ cost nothing to list. The class named by ``load`` is imported only when the plug
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     Image = PIL.Image.Image | NDArray[np.uint8] | NDArray[np.float32]
 else:
     Image = Any
+
+OVERALL = "overall"
+"""The subset of all rows."""
+
+MACRO = "macro"
+"""The mean over the findings; not a set of rows."""
 
 FINDINGS: tuple[str, ...] = (
     "Atelectasis",
@@ -576,7 +583,7 @@ class TaskScore:
     name: str
     estimate: Estimate | str
     variant: str = ""
-    subset: str = "overall"
+    subset: str = OVERALL
     control: float | None = None
     excess: Estimate | None = None
     n_real: int = 0
@@ -692,6 +699,16 @@ class ScoreSpec:
     highest: float = float("inf")
     summary: str = ""
     formula: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is finite and within the range; rounding may carry one a last bit beyond.
+
+        >>> share = ScoreSpec(name="precision", higher_is_better=True, lowest=0, highest=1)
+        >>> share.holds(1 + 2e-16), share.holds(1.01), share.holds(float("nan"))
+        (True, False, False)
+        """
+        slack = 1e-9 * max(1.0, abs(value))
+        return math.isfinite(value) and self.lowest - slack <= value <= self.highest + slack
 
 
 @dataclass(frozen=True, kw_only=True)

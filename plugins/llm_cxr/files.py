@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from chexgenbench import Context, UserError
-from chexgenbench.downloads import first_line
+from chexgenbench.errors import first_line
 from chexgenbench.files import read_json
 from chexgenbench_plugins.weights import one_or_shards, refuse_adapters, staged
 
@@ -110,7 +110,7 @@ def language_model(files: Mapping[str, Path], context: Context) -> GPTNeoXForCau
     # What broken files make the loaders of several versions raise.
     except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
         raise UserError(
-            f"The language model of 'llm-cxr' in {folder} cannot be read: {first_line(error)}"
+            f"The language model of 'llm-cxr' in {folder} cannot be read: {first_line(error)}."
         ) from error
     # Buffers that some versions save and others make: causal masks and rotary frequencies.
     made = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")

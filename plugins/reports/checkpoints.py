@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chexgenbench.files import file_lock
+from chexgenbench.files import TEMPORARY, file_lock
 
 _DONE, _STATE = "trained", "epoch-{:04d}"
 
@@ -39,7 +39,7 @@ def trained_once(
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that becomes it when the block ends without an error."""
-    aside = folder.with_name(f".tmp-{folder.name}")
+    aside = folder.with_name(f"{TEMPORARY}{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside

@@ -1891,7 +1891,7 @@ JOB: dict[str, Any] = {
 
 def _requests(bench: Bench, name: str = "a") -> None:
     """A job's table of one request."""
-    from chexgenbench.jobs.job import GenerateJob, write_job
+    from chexgenbench.jobs.job import GenerateJob, write_generate_job
     from chexgenbench.registry import load_registry
     from chexgenbench.types import Request
 
@@ -1899,7 +1899,7 @@ def _requests(bench: Bench, name: str = "a") -> None:
     context = JOB["context"] | {"home": str(bench.home), "cache": str(bench.home)}
     values = GenerateJob.model_validate(JOB | {"source": source, "context": context})
     request = Request(id=name, prompt_id="a", prompt="a", seed=1, size=32)
-    write_job(bench.home / "job", values, [request])
+    write_generate_job(bench.home / "job", values, [request])
 
 
 def job(

@@ -26,7 +26,13 @@ from chexgenbench.files import inside, read_json, sha256_file
 from chexgenbench.generation.requests import request_id
 from chexgenbench.home import Home
 from chexgenbench.images import BadImage, read_image, read_png
-from chexgenbench.jobs.job import EncodeJob, GenerateJob, read_facts, read_job, write_job
+from chexgenbench.jobs.job import (
+    EncodeJob,
+    GenerateJob,
+    read_facts,
+    read_generate_job,
+    write_generate_job,
+)
 from chexgenbench.registry import split_model
 from chexgenbench.splits.condition import select_rows
 from chexgenbench.splits.csv_file import read_csv
@@ -439,7 +445,7 @@ def test_a_job_is_a_job_or_refused(text: str, tmp_path: Path) -> None:
 
 @functools.cache
 def _requests(folder: Path) -> bytes:
-    write_job(folder, GENERATE, [REQUEST])
+    write_generate_job(folder, GENERATE, [REQUEST])
     return (folder / "requests.parquet").read_bytes()
 
 
@@ -450,7 +456,7 @@ def test_requests_are_requests_or_refused(data: st.DataObject, tmp_path: Path) -
     content = data.draw(spoilt(_requests(tmp_path)))
     (tmp_path / "requests.parquet").write_bytes(content)
     try:
-        _, found = read_job(tmp_path)
+        _, found = read_generate_job(tmp_path)
     except UserError:
         return
     assert [type(each) for each in found] == [Request]
@@ -462,11 +468,13 @@ def test_requests_are_requests_or_refused(data: st.DataObject, tmp_path: Path) -
 @example(name="")
 def test_no_request_is_named_after_another_folder(name: str, tmp_path: Path) -> None:
     try:
-        write_job(tmp_path, GENERATE, [Request(id=name, prompt_id="a", prompt="a", seed=1)])
+        write_generate_job(
+            tmp_path, GENERATE, [Request(id=name, prompt_id="a", prompt="a", seed=1)]
+        )
     except UnicodeEncodeError:
         return
     try:
-        _, (found,) = read_job(tmp_path)
+        _, (found,) = read_generate_job(tmp_path)
     except UserError:
         return
     assert not {"/", "\\", "\0"} & set(found.id)
@@ -641,8 +649,8 @@ def test_what_is_fuzzed_can_pass(tmp_path: Path) -> None:
     assert len(read_prompts(tmp_path / "a.csv", name="t")) == 1
     (tmp_path / "a.toml").write_text(SUITE)
     assert read_suite(str(tmp_path / "a.toml"), Home(tmp_path), {}).models == ("noise",)
-    write_job(tmp_path, GENERATE, [REQUEST])
-    assert read_job(tmp_path)[1] == [REQUEST]
+    write_generate_job(tmp_path, GENERATE, [REQUEST])
+    assert read_generate_job(tmp_path)[1] == [REQUEST]
     assert read_png(FILES["PNG"], "a.png", 10_000).size == (48, 32)
     for name, data in FILES.items():
         (tmp_path / name).write_bytes(data)

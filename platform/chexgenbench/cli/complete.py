@@ -94,7 +94,8 @@ def _names(kind: str) -> list[str]:
 def _ask(home: Home) -> dict[str, Sequence[str]]:
     from chexgenbench.registry import KINDS
     from chexgenbench.store.cookbook import saved_queries
-    from chexgenbench.workflow.plan import Options, load_plugins
+    from chexgenbench.workflow.options import Options
+    from chexgenbench.workflow.plan import load_plugins
     from chexgenbench.workflow.suite import list_suites
 
     registry = load_plugins(Options(home=home))

@@ -62,11 +62,12 @@ def convert(
     The folder appears whole or not at all. Its conversion.json says what it was made from.
     """
     from chexgenbench.errors import UserError
-    from chexgenbench.files import sha256_file, write_json
+    from chexgenbench.files import TEMPORARY, sha256_file, write_json
     from chexgenbench.home import Home
     from chexgenbench.provenance import now, versions
     from chexgenbench.types import Context
-    from chexgenbench.workflow.plan import Options, load_plugins
+    from chexgenbench.workflow.options import Options
+    from chexgenbench.workflow.plan import load_plugins
 
     found_home = Home.find(home)
     registry = load_plugins(Options(home=found_home, plugins=tuple(plugin or ())))
@@ -88,7 +89,7 @@ def convert(
         )
     context = Context(home=found_home.root, cache=found_home.cache, allow_pickle=allow_pickle)
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{out.name}-", dir=out.parent))
     try:
         made = found.call(
             "cannot convert", lambda: converter(checkpoint, aside, base, context, **values)

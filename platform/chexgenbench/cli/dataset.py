@@ -109,7 +109,7 @@ def export(
     from chexgenbench.home import Home
     from chexgenbench.progress import Progress
     from chexgenbench.workflow.dataset import ExportOptions, export_dataset
-    from chexgenbench.workflow.plan import Options
+    from chexgenbench.workflow.options import Options
 
     found = Home.find(home)
     options = Options(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexgenbench.cli import complete
-from chexgenbench.cli.output import AsJson, HomeFolder, harmless, print_json
+from chexgenbench.cli.output import AsJson, HomeFolder, print_json
 from chexgenbench.cli.run import Credentialed
+from chexgenbench.errors import harmless
 
 if TYPE_CHECKING:
     from chexgenbench.store.store import Store

@@ -11,6 +11,7 @@ import typer
 
 from chexgenbench.cli import run
 from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json, print_listing, remark
+from chexgenbench.errors import harmless
 
 if TYPE_CHECKING:
     from chexgenbench.home import Home
@@ -33,7 +34,7 @@ def worker(
     the error stands in the job directory too. A disk that is full or broken: 64 and its number.
     """
     from chexgenbench.errors import ChexGenBenchError, UserError
-    from chexgenbench.executors.launch import disk_fault, printable
+    from chexgenbench.executors.launch import disk_fault
     from chexgenbench.jobs.job import DISK_FAULT, JOB, read_error
     from chexgenbench.jobs.worker import run_noting
 
@@ -49,9 +50,9 @@ def worker(
     elif code:
         error = read_error(folder, 0)
     if error is not None:
-        remark(f"Error: {printable(error.message)}")
+        remark(f"Error: {harmless(error.message)}")
         if error.hint:
-            remark(printable(error.hint))
+            remark(harmless(error.hint))
     if json:
         fault = error and {"message": error.message, "hint": error.hint}
         print_json({"folder": str(folder), "done": not code, "exit_code": code, "error": fault})

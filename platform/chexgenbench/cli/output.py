@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chexgenbench.errors import harmless
 from chexgenbench.files import escaped
 
 AsJson = Annotated[
@@ -74,7 +75,7 @@ def print_listing(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     The first column, and any without a space, is never folded: names stay whole. Where the rest has
     no room, a row becomes a block of lines.
     """
-    cells = [[_clean(str(cell)) for cell in row] for row in rows]
+    cells = [[harmless(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     table = [list(heads), *cells] if any(heads) else cells
     if not table:
         return
@@ -179,24 +180,6 @@ def _cells(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
-
-
-def _clean(text: str) -> str:
-    """One printable line: a plugin's text moves no cursor."""
-    return "".join(
-        c if c.isprintable() else (" " if c.isspace() else "\N{REPLACEMENT CHARACTER}")
-        for c in text
-    )
-
-
-def harmless(text: str) -> str:
-    """The text without what would move the cursor of a terminal or turn its direction of writing,
-    such as a file's name may hold; its lines stay.
-
-    >>> harmless("a\\x1b[2Jb\\nc")
-    'a\ufffd[2Jb\\nc'
-    """
-    return "\n".join(map(_clean, text.split("\n")))
 
 
 def own_command() -> str:

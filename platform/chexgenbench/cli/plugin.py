@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from chexgenbench.cli.output import AsJson, print_json
+from chexgenbench.errors import harmless
 
 if TYPE_CHECKING:
     from chexgenbench.testing import Result
@@ -35,7 +36,8 @@ def new(
     """Write a package NAME/ with a plugin that works as it stands."""
     from chexgenbench.home import Home
     from chexgenbench.testing.scaffold import create, trial
-    from chexgenbench.workflow.plan import Options, load_plugins
+    from chexgenbench.workflow.options import Options
+    from chexgenbench.workflow.plan import load_plugins
 
     made = create(kind, name, into, load_plugins(Options(home=Home.find())))
     folder = into / name
@@ -157,9 +159,7 @@ def _print(head: str, text: str) -> None:
 
 def _safe(text: str) -> str:
     """Without control characters: a plugin's text may hold a terminal's escapes."""
-    from chexgenbench.executors.launch import printable
-
-    return printable(text).replace("\n", " ")
+    return harmless(text).replace("\n", " ")
 
 
 def _plain(checked: Any) -> dict[str, Any]:

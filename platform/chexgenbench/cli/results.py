@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chexgenbench.cli import complete
-from chexgenbench.cli.output import AsJson, HomeFolder, harmless, print_json, remark
+from chexgenbench.cli.output import AsJson, HomeFolder, print_json, remark
 from chexgenbench.cli.run import Credentialed
+from chexgenbench.errors import harmless
 
 if TYPE_CHECKING:
     import pyarrow as pa

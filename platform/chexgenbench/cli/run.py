@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from chexgenbench.errors import ChexGenBenchError
     from chexgenbench.store.store import Store
-    from chexgenbench.workflow.plan import Options
+    from chexgenbench.workflow.options import Options
     from chexgenbench.workflow.run import Outcome
 
 
@@ -571,7 +571,7 @@ def options_of(given: dict[str, Any]) -> Options:
     from chexgenbench.errors import UserError
     from chexgenbench.home import Home, real_path
     from chexgenbench.splits.prompts import PUBLISHED_COLUMNS, ROLES
-    from chexgenbench.workflow.plan import Options
+    from chexgenbench.workflow.options import Options
     from chexgenbench.workflow.suite import parse_subsets
 
     columns: dict[str, str] = {}

@@ -11,12 +11,12 @@ from chexgenbench.cli import complete
 from chexgenbench.cli.output import (
     AsJson,
     HomeFolder,
-    harmless,
     print_json,
     print_listing,
     print_text,
 )
 from chexgenbench.cli.run import Columns, ImagesRoot, Plugins, Settings, options_of
+from chexgenbench.errors import harmless
 
 if TYPE_CHECKING:
     from chexgenbench.splits.prompts import PromptTable

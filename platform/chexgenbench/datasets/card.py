@@ -13,6 +13,7 @@ import pandas as pd
 import chexgenbench
 from chexgenbench.datasets.rows import Rows
 from chexgenbench.datasets.write import Format, data_files, features
+from chexgenbench.types import MACRO, OVERALL
 
 PROVENANCE = "provenance.json"
 
@@ -252,7 +253,7 @@ def _origin(rows: Rows) -> str:
 
 
 def _scores(scores: pd.DataFrame) -> str:
-    whole = scores[scores["subset"].isin(["overall", "macro"])]
+    whole = scores[scores["subset"].isin([OVERALL, MACRO])]
     rows = [
         (
             score["metric"],

@@ -16,6 +16,7 @@ from chexgenbench.errors import UserError, unknown_name
 from chexgenbench.files import inside
 from chexgenbench.home import Home
 from chexgenbench.splits.condition import select_rows
+from chexgenbench.store.image_files import generated_image
 from chexgenbench.store.records import RunRecord
 from chexgenbench.store.run_directory import read_record, read_table
 from chexgenbench.types import FINDINGS
@@ -146,7 +147,11 @@ def read_rows(home: Home, run_id: str, pool: str | None, *, include_credentialed
     scores = tuple(name for name in wide.columns if name != "image_id")
     scores = tuple(name for name in scores if table[name].notna().any())
     prompts_leave = include_credentialed or not record.credentialed
-    paths = tuple(map(partial(_path, home), table["generation_id"], table["path"]))
+    place = partial(generated_image, home.generations, own=record.model_plugin is None)
+    try:
+        paths = tuple(map(place, table["generation_id"], table["path"]))
+    except ValueError as error:
+        raise UserError(f"The record of an image cannot be used: {error}.") from error
     for finding in FINDINGS:
         table[finding] = table[finding].astype("Int8")
     table = table.assign(
@@ -229,15 +234,6 @@ def _wide(scores: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     wide.columns.name = None
     return wide
-
-
-def _path(home: Home, generation_id: str, path: str) -> Path:
-    if Path(path).is_absolute():  # the user's own images
-        return Path(path)
-    try:
-        return inside(home.generations / generation_id, path)
-    except ValueError as error:
-        raise UserError(f"The record of an image cannot be used: {error}.") from error
 
 
 def _file_names(paths: Sequence[Path], *, plain: bool) -> list[str]:

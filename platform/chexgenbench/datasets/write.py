@@ -25,7 +25,7 @@ from chexgenbench.datasets.plain import JPEG, PNG, plain_image
 from chexgenbench.datasets.rows import Rows
 from chexgenbench.downloads import size_text
 from chexgenbench.errors import UserError
-from chexgenbench.files import file_lock, sha256_bytes
+from chexgenbench.files import TEMPORARY, file_lock, sha256_bytes
 from chexgenbench.types import FINDINGS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             hint="Name a new folder, or remove that one.",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.parent / f".tmp-{out.name}"
+    aside = out.parent / f"{TEMPORARY}{out.name}"
     lock = Path(f"{aside}.lock")
     try:
         with file_lock(lock, timeout=0):

@@ -25,8 +25,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
-from chexgenbench.executors.launch import printable
+from chexgenbench.errors import ChexGenBenchError, UserError, harmless, is_disk_fault
 from chexgenbench.files import atomic_path, digest, sha256_bytes
 from chexgenbench.images import BadImage, read_png, thumbnail, to_image
 from chexgenbench.jobs.job import error_path
@@ -51,10 +50,11 @@ LINE_BYTES = 16_384
 LARGEST_MADE = 4096 * 4096
 """Pixels of an image that a model makes; the largest of the published models makes 1024 x 1024."""
 
-_SLACK_BYTES = 256_000_000
+SLACK_BYTES = 256_000_000
 """What a job directory may hold beside its images: a plugin's temporary files."""
 
-_SLACK_FILES = 10_000
+SLACK_FILES = 10_000
+
 _DEEPEST = 64
 """Folders in folders in a job directory."""
 
@@ -407,7 +407,7 @@ def noted(folder: Path) -> ChexGenBenchError | None:
             return None
     note = _parse(_Note, _json(data, name), name)
     kind = UserError if note.user else ChexGenBenchError
-    message, hint = printable(note.message), printable(note.hint or "")
+    message, hint = harmless(note.message), harmless(note.hint or "")
     return kind(message[:_NOTE_TEXT], hint=hint[:_NOTE_TEXT] or None)
 
 
@@ -417,7 +417,7 @@ def most_of(shard: Shard) -> tuple[int, int]:
     each = LARGEST_MADE if n < 100 else 2048 * 2048
     # An image of noise in colours, uncompressed, and what a plugin may leave beside it.
     images = (_png_bytes(asked.size**2 if asked.size else each) for asked in shard.requests)
-    return _SLACK_BYTES + sum(images), _SLACK_FILES + 2 * n
+    return SLACK_BYTES + sum(images), SLACK_FILES + 2 * n
 
 
 def remove(folder: Path) -> None:
@@ -450,7 +450,7 @@ def _first(error: ValidationError) -> str:
     """The first fault; the names of keys in it are the worker's own."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))[:80]
-    return printable(f"{where}: {first['msg']}" if where else first["msg"])
+    return harmless(f"{where}: {first['msg']}" if where else first["msg"])
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from chexgenbench import environments
 from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault, unknown_name
-from chexgenbench.executors.launch import Process, disk_fault, last_line
+from chexgenbench.executors.launch import LITTLE, Process, disk_fault, last_line
 from chexgenbench.files import digest, sha256_file
 from chexgenbench.home import Home
 from chexgenbench.jobs.job import DISK_FAULT, Job, stage_of
@@ -53,8 +53,6 @@ _ANSWER = 60.0
 
 _BEFORE = 1_000_000
 """Bytes within which a runtime has said what it has to say before a container starts."""
-
-_LITTLE_DISK = 100_000_000
 
 _PASSED = (
     # The number of threads decides the last bit of some images; the others number the GPUs.
@@ -583,7 +581,7 @@ class _Container(Process):
                     return 1  # it was started, whatever became of it
             said = last_line(self._log) or f"exit code {code}"
             raise UserError(f"{self._command} cannot start a container: {said}")
-        if is_disk_fault(disk_fault(code)) and _free_bytes(self._folder) > _LITTLE_DISK:
+        if is_disk_fault(disk_fault(code)) and _free_bytes(self._folder) > LITTLE:
             return 1  # the machine's disk has room: what is full is the worker's own /tmp
         return code
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chexgenbench.executors.border import Refused, read_plain
+from chexgenbench.executors.border import SLACK_BYTES, SLACK_FILES, Refused, read_plain
 from chexgenbench.executors.errands import Errand, run_errands
 from chexgenbench.executors.workplace import Workplace, folder_of_command, staged
 from chexgenbench.images import BadImage, read_image
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _BAD_LINE_BYTES = 8_192
 _HEADER_BYTES = 1_000_000
-_SLACK_BYTES = 256_000_000
-_SLACK_FILES = 10_000
 
 Sink = Callable[[str, Sequence[str], Mapping[str, "NDArray[np.float32]"]], None]
 
@@ -122,8 +120,8 @@ class _Encoding(Errand):
         self._row_bytes = 4 * max((sum(e.outputs.values()) for e in job.encoders), default=0)
         self.name = f"encode-{job.side}"
         # Each part of features was made by at least one call.
-        self.most_bytes = len(items) * (4 * width + 2 * _BAD_LINE_BYTES) + _SLACK_BYTES
-        self.most_files = len(items) * len(job.encoders) + _SLACK_FILES
+        self.most_bytes = len(items) * (4 * width + 2 * _BAD_LINE_BYTES) + SLACK_BYTES
+        self.most_files = len(items) * len(job.encoders) + SLACK_FILES
 
     def write(self, folder: Path, number: int) -> EncodeJob:
         folder.mkdir()

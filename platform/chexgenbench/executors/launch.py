@@ -16,13 +16,15 @@ from typing import IO, Protocol
 
 import psutil
 
-from chexgenbench.errors import UserError
+from chexgenbench.errors import UserError, harmless
 from chexgenbench.files import atomic_path
 from chexgenbench.jobs.job import DISK_FAULT, Job, Limits
 from chexgenbench.jobs.waiting import WORKER
 
 LOG_BYTES = 1_000_000
 """How much of a worker's output is kept, from its beginning and again from its end."""
+
+_LOG_SHOWN = 600
 
 
 class Running(Protocol):
@@ -247,22 +249,13 @@ def tail_of(log: Path, most: int) -> str:
             text = file.read(most).decode("utf-8", "replace")
     except OSError:
         return ""
-    return printable(text)
+    return harmless(text)
 
 
 def log_end(log: Path) -> str:
     """The end of a worker's log, indented, for a message."""
     tail = tail_of(log, _LOG_SHOWN).strip()
     return "\n".join(f"    {line}" for line in tail.split("\n")) if tail else "    (nothing)"
-
-
-def printable(text: str) -> str:
-    """A text of a worker without control characters, such as a terminal's escapes.
-
-    >>> printable("a\x1b[2Jb")
-    'a [2Jb'
-    """
-    return "".join(sign if sign == "\n" or sign.isprintable() else " " for sign in text)
 
 
 def exit_text(code: int) -> str:
@@ -294,8 +287,7 @@ def disk_fault(code: int) -> OSError:
     return OSError(code - DISK_FAULT, os.strerror(code - DISK_FAULT))
 
 
-_LOG_SHOWN = 600
-_LITTLE = 64_000_000
+LITTLE = 64_000_000
 """Bytes that are free on a disk that is as good as full."""
 
 
@@ -307,5 +299,5 @@ def check_disk(folder: Path, fault: OSError) -> None:
     with atomic_path(folder / "disk.check") as temporary:
         temporary.write_bytes(b"0" * 65536)
     (folder / "disk.check").unlink()
-    if shutil.disk_usage(folder).free < _LITTLE:
+    if shutil.disk_usage(folder).free < LITTLE:
         raise fault

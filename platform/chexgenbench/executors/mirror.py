@@ -19,22 +19,18 @@ from urllib.parse import unquote
 
 from chexgenbench.errors import ChexGenBenchError, UserError
 from chexgenbench.executors.border import Refused
-from chexgenbench.files import digest
+from chexgenbench.executors.launch import LITTLE
+from chexgenbench.files import TEMPORARY, digest
 
 if TYPE_CHECKING:
     import fsspec
 
 _LINES = ".jsonl"
 _DEEPEST = 4
-_HIDDEN = ".tmp-"
-"""Of the name under which a file is written until it is whole."""
 
 _PART = "part"
 _MOST_LINES = 1_000_000_000
 """Bytes of a file of lines: far more than a worker writes of any list of requests."""
-
-_LITTLE = 64_000_000
-"""Bytes that stay free on the disk of this command."""
 
 
 class Remote:
@@ -81,7 +77,7 @@ class Remote:
         return {
             name.strip("/")[start:]: int(info["size"] or 0)
             for name, info in files.items()
-            if not name.rpartition("/")[2].startswith(_HIDDEN)
+            if not name.rpartition("/")[2].startswith(TEMPORARY)
         }
 
     def read(self, name: str) -> bytes:
@@ -116,7 +112,7 @@ class Remote:
         if not self._renames:
             self._fs.put_file(str(path), there)
             return
-        hidden = f"{above}/{_HIDDEN}{last}"
+        hidden = f"{above}/{TEMPORARY}{last}"
         self._fs.put_file(str(path), hidden)
         if again:
             with suppress(FileNotFoundError):
@@ -193,7 +189,7 @@ class Fetcher:
         found = self._sizes()
         if not found:
             return False
-        with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=self._folder) as name:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=self._folder) as name:
             place = Path(name)
             lines = [name for name in found if _has_lines(name)]
             for name in lines:
@@ -233,9 +229,9 @@ class Fetcher:
                 raise Refused(f"The worker's {name[:200]} has more than {_MOST_LINES} bytes.")
         new = {name: size for name, size in found.items() if self._seen.get(name) != size}
         free = shutil.disk_usage(self._folder).free
-        if new and free < _LITTLE:
+        if new and free < LITTLE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
-        if sum(new.values()) > free - _LITTLE:
+        if sum(new.values()) > free - LITTLE:
             raise ChexGenBenchError(
                 f"The worker has written {sum(new.values()) / 1e9:.1f} GB, and the disk of this "
                 f"command has {free / 1e9:.1f} GB left."

@@ -28,7 +28,7 @@ from chexgenbench.jobs.job import (
     error_path,
     log_path,
     read_error,
-    write_job,
+    write_generate_job,
 )
 from chexgenbench.jobs.manifest import ManifestRow, manifest_tail
 from chexgenbench.jobs.waiting import AGAIN, WORKER, Silence, describe, is_stopped
@@ -110,7 +110,7 @@ def run_workers(
     done = {row.id for row in rows.new()} & wanted
     advance(len(done))
     if done != wanted:
-        write_job(folder, job, requests)
+        write_generate_job(folder, job, requests)
         workers = []
         failures: list[ChexGenBenchError] = []
         try:

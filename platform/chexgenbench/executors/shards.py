@@ -20,7 +20,7 @@ from chexgenbench.executors.errands import Errand, run_errands
 from chexgenbench.executors.launch import Launcher
 from chexgenbench.files import read_json, write_json
 from chexgenbench.jobs.generate import finish
-from chexgenbench.jobs.job import GenerateJob, write_job
+from chexgenbench.jobs.job import GenerateJob, write_generate_job
 from chexgenbench.jobs.manifest import (
     Appender,
     Cut,
@@ -193,7 +193,7 @@ def write_shard(
         with Appender(folder / _CUTS_BEFORE) as notes:
             for each in before:
                 notes.add(each)
-    write_job(folder, own, shard.requests)
+    write_generate_job(folder, own, shard.requests)
     return own
 
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chexgenbench.errors import ChexGenBenchError
-from chexgenbench.executors.border import Refused, read_plain
+from chexgenbench.errors import ChexGenBenchError, harmless
+from chexgenbench.executors.border import SLACK_BYTES, Refused, read_plain
 from chexgenbench.executors.errands import Errand, run_errands
-from chexgenbench.executors.launch import printable
 from chexgenbench.executors.workplace import Workplace, folder_of_command, staged
 from chexgenbench.jobs.job import TaskJob, stage_of
 from chexgenbench.jobs.tasks import (
@@ -37,8 +36,7 @@ _VALUE_BYTES = 200
 """Bytes of a result beside its values, and of a value of one image at most."""
 
 _PARTS_BYTES = 50_000_000_000
-_SLACK_BYTES = 256_000_000
-"""What a metric may leave in its job directory: where it keeps its checkpoints there, and else."""
+"""What a metric keeps in its job directory, its checkpoints for example."""
 
 _FILES = 1_000_000
 _EVENTS = "events-0.jsonl"
@@ -147,7 +145,7 @@ def parse_result(data: bytes, sets: Mapping[str, ImageSet]) -> _Result:
         Refused: it is something else, or names sets or images that are not there.
     """
     try:
-        found = _Result.model_validate(_printable(json.loads(data)))
+        found = _Result.model_validate(_harmless(json.loads(data)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:80]
@@ -170,13 +168,13 @@ def _sides(pairs: _Pairs) -> tuple[str, str]:
     return pairs.images, pairs.others
 
 
-def _printable(value: Any) -> Any:
+def _harmless(value: Any) -> Any:
     if isinstance(value, str):
-        return printable(value)
+        return harmless(value)
     if isinstance(value, list):
-        return [_printable(each) for each in value]
+        return [_harmless(each) for each in value]
     if isinstance(value, dict):
-        return {str(key): _printable(each) for key, each in value.items()}
+        return {str(key): _harmless(each) for key, each in value.items()}
     return value
 
 
@@ -218,7 +216,7 @@ class _Shown:
 
 
 def _short(value: object) -> str:
-    return printable(str(value)).replace("\n", " ")[:_SHOWN]
+    return harmless(str(value)).replace("\n", " ")[:_SHOWN]
 
 
 class _Taking(Errand):
@@ -240,7 +238,7 @@ class _Taking(Errand):
         held = sum(v.nbytes for each in task.sets.values() for v in each.outputs.values())
         self._result_bytes = _RESULT_BYTES + images * _VALUE_BYTES * 20
         own = _PARTS_BYTES if job.folder is None else 0
-        self.most_bytes = own + 2 * held + images * 10_000 + self._result_bytes + _SLACK_BYTES
+        self.most_bytes = own + 2 * held + images * 10_000 + self._result_bytes + SLACK_BYTES
         self.most_files = _FILES
 
     def write(self, folder: Path, number: int) -> TaskJob:

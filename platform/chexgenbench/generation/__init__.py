@@ -2,7 +2,6 @@
 
 from chexgenbench.generation.batch_size import choose_batch_size
 from chexgenbench.generation.generation import (
-    IDENTITY,
     Generation,
     Summary,
     conclude,
@@ -12,7 +11,6 @@ from chexgenbench.generation.generation import (
 from chexgenbench.generation.requests import make_requests, seed_of
 
 __all__ = [
-    "IDENTITY",
     "Generation",
     "Summary",
     "choose_batch_size",

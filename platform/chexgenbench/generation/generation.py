@@ -15,6 +15,8 @@ from chexgenbench.files import atomic_path, digest, read_json, write_json
 from chexgenbench.jobs.generate import finished, generate, hold
 from chexgenbench.jobs.job import GenerateJob, Limits, plain_context
 from chexgenbench.jobs.manifest import (
+    IDENTITY,
+    SUMMARY,
     ManifestRow,
     is_whole,
     read_calls,
@@ -23,9 +25,6 @@ from chexgenbench.jobs.manifest import (
 )
 from chexgenbench.registry import Plugin
 from chexgenbench.types import Context, Model, ModelSpec, Parameters, Request
-
-IDENTITY = "generation.json"
-SUMMARY = "summary.json"
 
 FORMAT = 3
 """Changes with the manifest; a generation of another format is made again."""

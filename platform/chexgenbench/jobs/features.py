@@ -43,9 +43,14 @@ def write_encode_job(folder: Path, job: EncodeJob, items: Sequence[tuple[str, st
     write_facts(folder, job)
 
 
-def read_items(folder: Path) -> list[tuple[str, str]]:
-    """Key, and file or text, of each item; `UserError` where they cannot be read."""
-    return [(row["key"], row["item"]) for row in read_rows(folder / ITEMS, _schema())]
+def read_items(folder: Path, count: int) -> list[tuple[str, str]]:
+    """Key, and file or text, of each of `count` items.
+
+    Raises:
+        UserError: they cannot be read, or are not as many.
+    """
+    rows = read_rows(folder / ITEMS, _schema(), count=count)
+    return [(row["key"], row["item"]) for row in rows]
 
 
 def _schema() -> pa.Schema:
@@ -78,7 +83,7 @@ def work(
         ChexGenBenchError: an encoder fails or returns something else than it declares.
     """
     job = facts_of(folder, EncodeJob)
-    items = read_items(folder)
+    items = read_items(folder, job.n_items)
     remove_leftovers(folder, SUFFIX)
     bad = _bad(folder)
     writers: list[Gatherer] = []

@@ -147,6 +147,7 @@ class EncodeJob(Job):
         side: what ``items.parquet`` lists.
         encoders: each encodes every item.
         batch_size: items a call, which decides the last bit of a feature.
+        n_items: the rows of ``items.parquet``.
     """
 
     kind: Literal["encode"] = "encode"
@@ -163,6 +164,7 @@ class SetFacts(BaseModel):
         name: what the metric calls it.
         need: the fields of `ImageNeed`.
         table: the number of the table of prompts that its rows are of.
+        n_images: its rows.
         outputs: the encoder's outputs that the job holds of it.
     """
 
@@ -228,7 +230,7 @@ def plain_context(context: Context) -> dict[str, Any]:
     }
 
 
-def write_job(folder: Path, job: GenerateJob, requests: Sequence[Request]) -> None:
+def write_generate_job(folder: Path, job: GenerateJob, requests: Sequence[Request]) -> None:
     """Writes ``job.json`` and ``requests.parquet``."""
     rows = [asdict(request) | {"labels": list(request.labels.items())} for request in requests]
     write_rows(folder / REQUESTS, rows, _schema())
@@ -249,11 +251,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema)
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary)
 
 
-def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
-    """The rows of a table that the platform wrote for a job.
+def read_rows(path: Path, schema: pa.Schema, *, count: int) -> list[dict[str, Any]]:
+    """The `count` rows of a table that the platform wrote for a job.
 
     Raises:
-        UserError: it is missing, damaged, or has other columns.
+        UserError: it is missing, damaged, or has other columns or another number of rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -262,6 +264,8 @@ def read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"The job in {path.parent} cannot be read: {error}.") from error
+    if len(rows) != count:
+        raise UserError(f"{path} has {len(rows)} rows, and its job has {count}.")
     return rows
 
 
@@ -302,14 +306,14 @@ def facts_of(folder: Path, kind: type[J]) -> J:
     return job
 
 
-def read_job(folder: Path) -> tuple[GenerateJob, list[Request]]:
+def read_generate_job(folder: Path) -> tuple[GenerateJob, list[Request]]:
     """A generation's job and its requests.
 
     Raises:
         UserError: they are missing, damaged, of another release, or of another kind of job.
     """
     job = facts_of(folder, GenerateJob)
-    rows = read_rows(folder / REQUESTS, _schema())
+    rows = read_rows(folder / REQUESTS, _schema(), count=job.n_requests)
     try:
         requests = [Request(**row | {"labels": dict(row["labels"] or ())}) for row in rows]
     except (ValueError, TypeError) as error:
@@ -317,8 +321,6 @@ def read_job(folder: Path) -> tuple[GenerateJob, list[Request]]:
     odd = next((each.id for each in requests if not _NAME.fullmatch(each.id)), None)
     if odd is not None:  # images are named by it
         raise UserError(f"{folder / REQUESTS} has a request {odd!r}, which is no file name.")
-    if len(requests) != job.n_requests:
-        raise UserError(f"{folder / REQUESTS} has {len(requests)} of {job.n_requests} requests.")
     return job, requests
 
 

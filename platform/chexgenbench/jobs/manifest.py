@@ -26,6 +26,12 @@ CALLS = "calls.jsonl"
 PROCESSES = "processes.jsonl"
 IMAGES = "images"
 
+IDENTITY = "generation.json"
+"""What a generation is of; written before its images."""
+
+SUMMARY = "summary.json"
+"""What they took; written when all are there."""
+
 T = TypeVar("T")
 
 

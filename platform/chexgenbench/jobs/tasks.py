@@ -166,7 +166,7 @@ def _read_table(folder: Path, number: int, facts: TableFacts) -> PromptTable:
 
 
 def _read_set(folder: Path, number: int, facts: SetFacts, table: PromptTable) -> ImageSet:
-    rows = read_rows(folder / f"set-{number}.parquet", _set_schema())
+    rows = read_rows(folder / f"set-{number}.parquet", _set_schema(), count=facts.n_images)
     outputs: dict[str, Any] = {}
     if facts.outputs:
         from safetensors.numpy import load_file

@@ -35,7 +35,7 @@ from chexgenbench.jobs.job import (
     error_path,
     heartbeat_path,
     read_facts,
-    read_job,
+    read_generate_job,
     write_error,
 )
 from chexgenbench.registry import Plugin, Registry, load_registry
@@ -160,7 +160,7 @@ def run(
 def _generate(
     folder: Path, worker: int, registry: Registry, context: Context, events: Events, kept: Kept
 ) -> None:
-    job, requests = read_job(folder)
+    job, requests = read_generate_job(folder)
     plugin = _find(registry, "models", job.model, job.source)
     parameters = plugin.parse(job.parameters)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chexgenbench.store.store import Store
-
-OVERALL, MACRO = "overall", "macro"
+from chexgenbench.types import MACRO, OVERALL
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from chexgenbench.files import inside, sha256_file
 from chexgenbench.home import Home
 from chexgenbench.images import webp
 from chexgenbench.report.board import Cell, columns_of, number, read_cells
+from chexgenbench.store.image_files import generated_image, real_image
 from chexgenbench.store.store import Store
 from chexgenbench.types import FINDINGS
 
@@ -142,18 +144,19 @@ class _Shelf:
         self._made: dict[Path, str | None] = {}
 
     def real(self, run: str, path: str | None) -> Picture:
-        root = self.records[run]["images_root"]
-        source = self._inside(Path(root), path) if root and path else None
+        source = None
+        with suppress(ValueError):
+            source = self._thumbnail(real_image(self.records[run]["images_root"], path))
         return Picture(source, "real", "real image of the prompt")
 
     def generated(self, run: str, path: str | None, sha256: str | None, note: str = "") -> Picture:
         record = self.records[run]
         model = record["column"]
-        file = None
-        if path and record["model_plugin"] is None and Path(path).is_absolute():
-            file = Path(path)
-        elif path:
-            file = self._made_here(str(record["generation_id"]), path)
+        file, own = None, record["model_plugin"] is None
+        with suppress(ValueError):
+            if path:
+                generation = record["generation_id"]
+                file = generated_image(self._home.generations, generation, path, own=own)
         source = self._unchanged(file, sha256) if file else None
         return Picture(source, f"{model} ({note})" if note else model, f"image of {model}")
 
@@ -175,12 +178,6 @@ class _Shelf:
         except (OSError, ValueError):
             return None
         return self._thumbnail(file) if same else None
-
-    def _made_here(self, generation: str, path: str) -> Path | None:
-        try:
-            return inside(inside(self._home.generations, generation), path)
-        except ValueError:  # a run that came from elsewhere may name any path
-            return None
 
     def _inside(self, root: Path, path: str) -> str | None:
         try:

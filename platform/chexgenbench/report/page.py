@@ -15,7 +15,7 @@ from typing import Any
 from chexgenbench.errors import UserError
 from chexgenbench.files import write_text
 from chexgenbench.home import Home
-from chexgenbench.report.board import MACRO, OVERALL, number
+from chexgenbench.report.board import number
 from chexgenbench.report.charts import NOTICE, charts, looks, program
 from chexgenbench.report.collect import Facts, collect
 from chexgenbench.report.tables import (
@@ -31,7 +31,7 @@ from chexgenbench.report.tables import (
     utility_curves,
 )
 from chexgenbench.store.store import Store
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, MACRO, OVERALL
 
 _FIDELITY = ("kid", "fid", "cmmd", "fid_infinity", "precision", "density")
 _DIVERSITY = ("recall", "coverage", "vendi_score", "alignment", "inception_score")

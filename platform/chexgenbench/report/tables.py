@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from chexgenbench.report.board import MACRO, OVERALL, Cell, control, interval, number
-from chexgenbench.types import FINDINGS
+from chexgenbench.report.board import Cell, control, interval, number
+from chexgenbench.types import FINDINGS, MACRO, OVERALL
 
 IMAGES, CONTROLLED = "Fidelity, diversity and alignment", "Privacy: scores with a control"
 _UTILITY = "Utility: "

@@ -9,11 +9,9 @@ from chexgenbench.scoring.score import (
     interval_warning,
     score,
 )
-from chexgenbench.scoring.subsets import MACRO, OVERALL, subset_masks
+from chexgenbench.scoring.subsets import subset_masks
 
 __all__ = [
-    "MACRO",
-    "OVERALL",
     "Floors",
     "MetricPlan",
     "SampleScore",

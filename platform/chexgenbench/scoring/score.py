@@ -15,12 +15,13 @@ from chexgenbench.features.extract import EncoderPlan, read_texts
 from chexgenbench.files import digest
 from chexgenbench.registry import Plugin
 from chexgenbench.scoring.floor import Floors, keep_influence, take_floor
-from chexgenbench.scoring.subsets import MACRO, subset_masks
+from chexgenbench.scoring.subsets import subset_masks
 from chexgenbench.splits.prompts import PromptTable
 from chexgenbench.statistics import Estimate, mean_estimate
 from chexgenbench.statistics.difference import UnitInfluence, macro_average
 from chexgenbench.types import (
     FINDINGS,
+    MACRO,
     MetricSpec,
     NotApplicable,
     Parameters,
@@ -439,9 +440,6 @@ def _fault(estimate: object, declared: ScoreSpec) -> str | None:
         return f"the metric returned no {declared.name!r}"
     if not isinstance(estimate, Estimate):
         return f"the metric returned a {type(estimate).__name__} for {declared.name!r}"
-    value = estimate.value
-    # Rounding may carry a share a last bit beyond 1.
-    slack = 1e-9 * max(1.0, abs(value))
-    if not (math.isfinite(value) and declared.lowest - slack <= value <= declared.highest + slack):
-        return f"the metric returned {value} for {declared.name!r}"
+    if not declared.holds(estimate.value):
+        return f"the metric returned {estimate.value} for {declared.name!r}"
     return None

@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from chexgenbench.splits.prompts import PromptTable
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, OVERALL
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-OVERALL = "overall"
-MACRO = "macro"
-"""The mean over the findings; not a set of rows."""
 
 
 def subset_masks(

@@ -17,7 +17,7 @@ from chexgenbench.images import BadImage, read_image
 from chexgenbench.splits.condition import select_rows
 from chexgenbench.splits.csv_file import bad_rows, read_csv
 from chexgenbench.splits.labels import Uncertain, decide_uncertain, parse_label, parse_labels
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, OVERALL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,10 +105,10 @@ class PromptTable:
 
     def subset_mask(self, name: str) -> NDArray[np.bool_]:
         """Bool [n]: the rows of ``overall``, or those where a finding's label is 1."""
-        if name == "overall":
+        if name == OVERALL:
             return np.ones(len(self), np.bool_)
         if name not in FINDINGS:
-            raise unknown_name("subset", name, ("overall", *FINDINGS))
+            raise unknown_name("subset", name, (OVERALL, *FINDINGS))
         labels = self.table[name].to_numpy(np.float64)
         mask: NDArray[np.bool_] = decide_uncertain(labels, self.uncertain) == 1.0
         return mask

@@ -1,4 +1,4 @@
-"""Pure numerics on arrays: each function takes features or values and returns an `Estimate`.
+"""Pure numerics on arrays: features or values in; an `Estimate`, or several, out of each measure.
 
 Nothing here knows of files, plugins or the store. Importing the package imports neither numpy nor
 anything heavier: a function's module is imported when the function is first asked for.

@@ -21,7 +21,10 @@ EDGE = 1e-12
 
 
 def matrix(name: str, data: ArrayLike, *, minimum: int = 1) -> FloatArray:
-    """``data`` as float64 [n, d] with n >= ``minimum``, d >= 1 and every entry finite."""
+    """``data`` as float64 [n, d] with n >= ``minimum``, d >= 1 and every entry finite.
+
+    Always a copy: callers change it in place.
+    """
     rows: NDArray[Any] = np.asarray(data)
     if rows.ndim != 2:
         raise ValueError(f"{name}: expected an array [rows, features], got shape {rows.shape}")

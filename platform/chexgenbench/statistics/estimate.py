@@ -1,4 +1,4 @@
-"""What every function of this package returns: a number, how far it can be off, and why not."""
+"""What a measure comes to: a number, how far it can be off, or why that is not known."""
 
 from __future__ import annotations
 

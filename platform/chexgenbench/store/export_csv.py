@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from chexgenbench.errors import UserError
 from chexgenbench.files import atomic_path, file_lock
 from chexgenbench.store.records import RunRecord
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, OVERALL
 
 OVERALL_NAME = "image_generation_metrics.csv"
 CONDITIONAL_NAME = "conditional_image_generation_metrics.csv"
@@ -49,23 +49,15 @@ _LABELS = {"fid": "FID", "kid": "KID", "inception_score": "Inception Score"}
 Row = dict[str, str]
 
 
-def export_run(
-    results_folder: Path,
-    record: RunRecord,
-    scores: pd.DataFrame | Iterable[Mapping[str, Any]],
-) -> tuple[Path, Path]:
+def export_run(results_folder: Path, record: RunRecord, scores: pd.DataFrame) -> None:
     """Writes a run's scores into both files, in place of what they had of the same run.
 
     At full precision; under the protocol ``legacy`` to three decimals, as the published code does.
     Rows of other runs, and columns that others added, stay as they are. A score without a value
     leaves its cell empty.
     """
-    rows: list[Mapping[str, Any]] = (
-        [{str(k): v for k, v in row.items()} for row in scores.to_dict("records")]
-        if isinstance(scores, pd.DataFrame)
-        else list(scores)
-    )
-    overall = _row(record, [row for row in rows if row["subset"] == "overall"])
+    rows = [{str(k): v for k, v in row.items()} for row in scores.to_dict("records")]
+    overall = _row(record, [row for row in rows if row["subset"] == OVERALL])
     conditional = []
     for finding in FINDINGS:
         chosen = [row for row in rows if row["subset"] == finding]
@@ -83,7 +75,6 @@ def export_run(
             "What was there before is unchanged.",
             hint="Free some disk space or make the folder writable, and run again.",
         ) from error
-    return paths
 
 
 def _row(record: RunRecord, scores: Sequence[Mapping[str, Any]]) -> Row:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from chexgenbench.errors import UserError, unknown_name
+from chexgenbench.errors import UserError, harmless, unknown_name
 from chexgenbench.store import questions
 from chexgenbench.store.schema import TABLES, VIEWS
 from chexgenbench.store.store import Store
+from chexgenbench.types import OVERALL
 
 _SHOWN = ("value", "ci_low", "ci_high")
 _MOST_COLUMNS = 8
@@ -106,7 +107,7 @@ def latex(
     store: Store,
     *,
     metrics: Sequence[str] = (),
-    subset: str = "overall",
+    subset: str = OVERALL,
     suite: str | None = None,
 ) -> str:
     r"""The leaderboard as a LaTeX table: a row a model, a column a score, with 95 % intervals.
@@ -343,7 +344,7 @@ def _cell(text: str) -> str:
     >>> _cell("a|<b>")
     'a\\|&lt;b&gt;'
     """
-    plain = "".join(sign if sign.isprintable() else " " for sign in text)
+    plain = harmless(text).replace("\n", " ")
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", r"\|")
 
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from chexgenbench.errors import UserError, unknown_name
 from chexgenbench.store.store import Store
+from chexgenbench.types import OVERALL
 
 _LEADERBOARD = (
     "suite",
@@ -50,7 +51,7 @@ def leaderboard(
     store: Store,
     *,
     metric: str | None = None,
-    subset: str = "overall",
+    subset: str = OVERALL,
     sort: str | None = None,
     suite: str | None = None,
     published: bool = False,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexgenbench.errors import UserError, unknown_name
+from chexgenbench.errors import UserError, harmless, unknown_name
 from chexgenbench.files import atomic_path, escaped
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -112,10 +112,7 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, datetime.datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    text = _cell(value)
-    return "".join(
-        c if c.isprintable() else ("\n" if c == "\n" else "\N{REPLACEMENT CHARACTER}") for c in text
-    )
+    return harmless(_cell(value))
 
 
 def _text(table: pa.Table) -> str:

@@ -11,7 +11,7 @@ import duckdb
 
 from chexgenbench.errors import UserError
 from chexgenbench.store.records import ADDED, SCHEMAS
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, OVERALL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -750,7 +750,7 @@ def published_rows() -> pd.DataFrame:
         for record in pd.read_csv(PUBLISHED / source).to_dict("records"):
             for column in _PUBLISHED_METRICS:
                 if column in record:
-                    add(record["model"], column, "overall", record[column], source, None)
+                    add(record["model"], column, OVERALL, record[column], source, None)
     source = "fid_rad_dino_by_pathology.csv"
     for record in pd.read_csv(PUBLISHED / source).to_dict("records"):
         for finding in FINDINGS:

@@ -121,7 +121,8 @@ def onto_path(origin: Origin) -> None:
 
 def _users_folder() -> Path:
     from chexgenbench.home import Home
-    from chexgenbench.workflow.plan import Options, plugin_source
+    from chexgenbench.workflow.options import Options
+    from chexgenbench.workflow.plan import plugin_source
 
     folder = plugin_source(Options(home=Home.find())).folder
     assert folder is not None

@@ -163,10 +163,9 @@ def _complete(subject: Subject, found: Mapping[str, Any]) -> None:
 
 
 def _in_range(declared: ScoreSpec, value: float, what: str) -> None:
-    slack = 1e-9 * max(1.0, abs(value))
     if not math.isfinite(value):
         raise Fault(f"{declared.name} {what} is {value}", "raise NotApplicable(reason) instead")
-    if not declared.lowest - slack <= value <= declared.highest + slack:
+    if not declared.holds(value):
         raise Fault(
             f"{declared.name} {what} is {value:.6g}, outside of "
             f"{declared.lowest:g} to {declared.highest:g}",

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from chexgenbench.home import Home
-from chexgenbench.jobs.manifest import MANIFEST, parts
+from chexgenbench.jobs.manifest import IDENTITY, MANIFEST, SUMMARY, parts
+from chexgenbench.store.run_directory import RECORD_NAME
 
 _RECENT = 256
 """Lines at the end of a manifest from which the rate is taken."""
@@ -113,7 +114,7 @@ class Progress:
                 if folder is not None and folder.is_dir()
             )
             begun = str(record.get("created_at") or "")
-            path = self._home.runs / record["run_id"] / "run.json"
+            path = self._home.runs / record["run_id"] / RECORD_NAME
             stage, alive = _stage(makes, len(folders), _age(path))
             work = Work(
                 run=record["run_id"],
@@ -125,12 +126,12 @@ class Progress:
             )
             found.append((begun, work))
         for folder in _folders(self._home.generations):
-            if folder.name in taken or (folder / "summary.json").exists():
+            if folder.name in taken or (folder / SUMMARY).exists():
                 continue
             made = self._making("images", folder)
             if not made.at_work:
                 continue
-            identity = _json(folder / "generation.json") or {}
+            identity = _json(folder / IDENTITY) or {}
             named = identity.get("model")
             model = str(named.get("name")) if isinstance(named, dict) else folder.name
             work = Work(run=None, model=model, suite="", stage=_MAKING, alive=True, makes=(made,))
@@ -142,7 +143,7 @@ class Progress:
         the same."""
         ended: dict[Path, tuple[int, int]] = {}
         for folder in _folders(self._home.runs):
-            path = folder / "run.json"
+            path = folder / RECORD_NAME
             try:
                 status = path.stat()
             except OSError:
@@ -166,7 +167,7 @@ class Progress:
         return self._home.generations / name
 
     def _making(self, what: str, folder: Path) -> Making:
-        identity = _json(folder / "generation.json") or {}
+        identity = _json(folder / IDENTITY) or {}
         total = identity.get("n_requests")
         total = total if isinstance(total, int) and total >= 0 else None
         files = parts(folder, MANIFEST)
@@ -176,7 +177,7 @@ class Progress:
         rate = _rate(folder, rows)
         changes = [age for age in map(_age, files) if age is not None]
         age = min(changes, default=None)
-        ended = (folder / "summary.json").exists()
+        ended = (folder / SUMMARY).exists()
         at_work = not ended and (_held(folder) if age is None or age > _FRESH else True)
         left = None
         if rate and total is not None and at_work:

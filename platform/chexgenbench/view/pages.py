@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from chexgenbench.errors import UserError
-from chexgenbench.report.board import MACRO, OVERALL
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, MACRO, OVERALL
 from chexgenbench.view.reader import Session
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,7 @@ from chexgenbench.errors import UserError
 from chexgenbench.files import inside, sha256_file
 from chexgenbench.home import Home
 from chexgenbench.images import BadImage, webp
+from chexgenbench.store.image_files import generated_image, real_image
 from chexgenbench.view.reader import Session
 
 EDGES = (160, 320, 1024)
@@ -75,9 +78,9 @@ class Pictures:
         if not found:
             raise NoPicture("The store has no such image.")
         row = found[0]
-        if row["model_plugin"] is None and Path(row["path"]).is_absolute():
-            return self._unchanged(Path(row["path"]), row["sha256"])
-        return self._of_generation(row["generation_id"], row["path"])
+        own = row["model_plugin"] is None
+        path = self._generated(row["generation_id"], row["path"], own=own)
+        return self._unchanged(path, row["sha256"]) if Path(row["path"]).is_absolute() else path
 
     def real(self, session: Session, run: str, prompt: str) -> Path:
         """The real image of a prompt, inside the images root of the run's split."""
@@ -89,7 +92,8 @@ class Pictures:
         )
         if not found or found[0]["images_root"] is None or found[0]["image_path"] is None:
             raise NoPicture("There is no real image to show.")
-        return _below(Path(found[0]["images_root"]), found[0]["image_path"])
+        with _elsewhere():
+            return real_image(found[0]["images_root"], found[0]["image_path"])
 
     def pair(
         self,
@@ -117,15 +121,18 @@ class Pictures:
         row = found[0]
         if side == "image":
             if row["generation_id"] is not None and not Path(row["own_path"]).is_absolute():
-                return self._of_generation(row["generation_id"], row["own_path"])
+                return self._generated(row["generation_id"], row["own_path"], own=False)
             return self._unchanged(Path(row["path"]), row["sha256"])
         if row["other_path"] is None:
             raise NoPicture("The other image is not shown.")
-        root = Path(row["images_root"] or "") if row["other_real"] else self._home.generations
-        return _below(root, row["other_path"])
+        with _elsewhere():
+            if row["other_real"]:
+                return real_image(row["images_root"], row["other_path"])
+            return inside(self._home.generations, row["other_path"])
 
-    def _of_generation(self, generation: str | None, path: str) -> Path:
-        return _below(_below(self._home.generations, generation or ""), path)
+    def _generated(self, generation: str | None, path: str, *, own: bool) -> Path:
+        with _elsewhere():
+            return generated_image(self._home.generations, generation, path, own=own)
 
     def _unchanged(self, path: Path, sha256: str) -> Path:
         try:
@@ -142,11 +149,10 @@ def _allowed(session: Session, run: str) -> None:
         raise NoPicture("The split is credentialed: --include-credentialed shows its images.")
 
 
-def _below(root: Path, path: str) -> Path:
-    """`path`, relative or absolute, resolved, where it lies below `root`."""
-    if not root.is_absolute():
-        raise NoPicture("The image lies nowhere.")
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Raises `NoPicture` for a path that leads out of its folder."""
     try:
-        return inside(root, path)
+        yield
     except ValueError as error:
         raise NoPicture("The image lies outside its folder.") from error

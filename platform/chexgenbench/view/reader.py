@@ -12,11 +12,10 @@ import duckdb
 
 from chexgenbench.errors import UserError
 from chexgenbench.store.schema import REBUILD, quoted
-from chexgenbench.view.source import Source, Version
+from chexgenbench.view.source import CATALOG, Source, Version
 
 T = TypeVar("T")
 
-_CATALOG = "chexgenbench"
 _THREADS = 2
 
 
@@ -101,7 +100,7 @@ class Reader:
         """
         found = self._newest()
         with closing(found.connection.cursor()) as cursor:
-            cursor.execute(f"USE {_CATALOG}")
+            cursor.execute(f"USE {CATALOG}")
             yield Session(cursor, found.version.hidden, found)
 
     def _newest(self) -> _Open:
@@ -133,7 +132,7 @@ class Reader:
                 "temp_directory": "",  # answers are never written to the disk
             },
         )
-        connection.execute(f"ATTACH {quoted(version.path)} AS {_CATALOG} (READ_ONLY)")
+        connection.execute(f"ATTACH {quoted(version.path)} AS {CATALOG} (READ_ONLY)")
         if self._plain:
             connection.execute(
                 "SET disabled_optimizers = 'expression_rewriter,statistics_propagation'"

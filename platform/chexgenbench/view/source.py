@@ -26,7 +26,9 @@ from chexgenbench.store.schema import (
 )
 from chexgenbench.store.store import Store
 
-_CATALOG = "chexgenbench"
+CATALOG = "chexgenbench"
+"""What the sessions call the store's database."""
+
 _TRIES = 3
 
 
@@ -143,8 +145,8 @@ class Source:
         """Whether the schema is this release's, and the runs whose patients are not shown."""
         # Attached, since a file that is open elsewhere in the process may be an older one.
         with closing(duckdb.connect(":memory:")) as connection:
-            connection.execute(f"ATTACH {quoted(path)} AS {_CATALOG} (READ_ONLY)")
-            connection.execute(f"USE {_CATALOG}")
+            connection.execute(f"ATTACH {quoted(path)} AS {CATALOG} (READ_ONLY)")
+            connection.execute(f"USE {CATALOG}")
             if version_of(connection, self._home.store) < SCHEMA_VERSION:
                 return False, frozenset()
             if self._include:
@@ -158,8 +160,8 @@ def _copy(source: Path, target: Path, hidden: frozenset[str]) -> None:
     with closing(duckdb.connect(":memory:", config={"threads": 2})) as connection:
         connection.execute(f"SET temp_directory = {quoted(target.parent)}")
         connection.execute(f"ATTACH {quoted(source)} AS source (READ_ONLY)")
-        connection.execute(f"ATTACH {quoted(target)} AS {_CATALOG}")
-        connection.execute(f"USE {_CATALOG}")
+        connection.execute(f"ATTACH {quoted(target)} AS {CATALOG}")
+        connection.execute(f"USE {CATALOG}")
         runs = ", ".join(quoted(run) for run in sorted(hidden))
         for name in TABLES:
             cells = ", ".join(
@@ -174,4 +176,4 @@ def _copy(source: Path, target: Path, hidden: frozenset[str]) -> None:
             connection.execute(f"CREATE VIEW {name} AS {sql}")
         write_comments(connection)
         connection.execute("USE memory")
-        connection.execute(f"DETACH {_CATALOG}")  # all of it is in the file then, and no log
+        connection.execute(f"DETACH {CATALOG}")  # all of it is in the file then, and no log

@@ -22,6 +22,7 @@ from chexgenbench.files import digest, file_lock, inside, write_json, write_text
 from chexgenbench.progress import Progress
 from chexgenbench.registry import Plugin, Registry
 from chexgenbench.store import questions
+from chexgenbench.store.image_files import real_image
 from chexgenbench.store.run_directory import read_table
 from chexgenbench.store.store import Store
 from chexgenbench.types import (
@@ -35,8 +36,8 @@ from chexgenbench.types import (
     JudgeSpec,
     Sample,
 )
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.plan import (
-    Options,
     hash_weights,
     load_plugins,
     resolve_devices,
@@ -228,7 +229,7 @@ def _plan_judge(options: Options, registry: Registry, text: str) -> JudgePlan:
         cache=options.home.cache,
         allow_pickle=options.allow_pickle,
     )
-    hashes = HashCache(options.home.cache / "hashes.sqlite")
+    hashes = HashCache(options.home.hashes)
     plugin.load()
     return JudgePlan(
         plugin=plugin,
@@ -354,8 +355,11 @@ def _features(
 
     table = read_table(inside(home.runs, record.run_id), "prompts", record).to_pandas()
     table = table[table["image_path"].notna()] if record.images_root else table.iloc[:0]
-    paths = [Path(str(record.images_root)) / path for path in table["image_path"]]
-    keys = HashCache(home.cache / "hashes.sqlite").sha256(paths)
+    try:
+        paths = [real_image(record.images_root, path) for path in table["image_path"]]
+    except ValueError as error:
+        raise UserError(f"The record of an image cannot be used: {error}.") from error
+    keys = HashCache(home.hashes).sha256(paths)
     made = rows.table["sha256"].tolist()
     images.without([*made, *(key for key in keys if key is not None)])
     there = np.array([key is not None and key in images for key in keys], np.bool_)
@@ -426,7 +430,7 @@ def _texts(
         cache=options.home.cache,
         allow_pickle=options.allow_pickle,
     )
-    hashes = HashCache(options.home.cache / "hashes.sqlite")
+    hashes = HashCache(options.home.hashes)
     weights = hash_weights(plugin, parameters, context, hashes)
     encoder = plan_encoder(plugin, parameters, context, root=options.home.features, weights=weights)
     if encoder.id != facts["id"]:

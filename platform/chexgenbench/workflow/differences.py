@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from chexgenbench.errors import UserError
 from chexgenbench.home import Home
-from chexgenbench.scoring import MACRO, OVERALL, Score
+from chexgenbench.scoring import Score
 from chexgenbench.statistics.difference import (
     UnitInfluence,
     difference,
@@ -24,6 +24,7 @@ from chexgenbench.store import questions
 from chexgenbench.store.records import INFLUENCES, SCHEMAS
 from chexgenbench.store.run_directory import read_record, read_table, write_run
 from chexgenbench.store.store import Store
+from chexgenbench.types import MACRO, OVERALL
 
 Key = tuple[str, str, str, str]
 _KEY = ("plugin", "metric", "encoder", "subset")

@@ -16,8 +16,8 @@ from chexgenbench.registry import Plugin
 from chexgenbench.splits.prompts import check_images
 from chexgenbench.types import Context, EncoderSpec, ModelSpec, Parameters, Request
 from chexgenbench.workflow.needs import Needs, likely_device, model_needs, whole_text
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.plan import (
-    Options,
     Plan,
     check_folders,
     load_plugins,

@@ -6,24 +6,25 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
+from chexgenbench.errors import ChexGenBenchError, UserError, first_line, is_disk_fault
 from chexgenbench.features import EncoderPlan, HashCache, extract, plan_encoder
 from chexgenbench.features.extract import text_key
 from chexgenbench.features.store import PARTS, seal_of
 from chexgenbench.files import alone, atomic_path, digest, inside, read_json, sha256_file
 from chexgenbench.generation import Generation, is_concluded, make_requests, plan_generation
-from chexgenbench.generation.generation import IDENTITY, SUMMARY
 from chexgenbench.home import Home
 from chexgenbench.jobs.generate import hold_if_quiet
 from chexgenbench.jobs.manifest import (
+    IDENTITY,
     IMAGES,
     MANIFEST,
+    SUMMARY,
     ManifestRow,
     manifest_row,
     parts,
@@ -32,6 +33,7 @@ from chexgenbench.jobs.manifest import (
 from chexgenbench.progress import Progress
 from chexgenbench.registry import Registry
 from chexgenbench.splits.prompts import PromptTable
+from chexgenbench.store.image_files import generated_image, real_image
 from chexgenbench.store.records import RUN_TABLES, RunRecord
 from chexgenbench.store.run_directory import (
     RECORD_NAME,
@@ -41,8 +43,8 @@ from chexgenbench.store.run_directory import (
 )
 from chexgenbench.store.store import Store
 from chexgenbench.types import Context, Request
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.plan import (
-    Options,
     hash_weights,
     load_plugins,
     open_split,
@@ -245,7 +247,7 @@ def _verify_features(home: Home, found: Verified, progress: Progress) -> None:
             except FileNotFoundError:  # pruned, or found damaged by another process
                 continue
             except (OSError, ValueError, pa.ArrowException) as error:
-                wrong = f"cannot be read: {_first_line(error)}"
+                wrong = f"cannot be read: {first_line(error).rstrip('.')}"
             if wrong:
                 found.faults.append(Fault("features", path, name, wrong))
             elif seal is None:
@@ -388,7 +390,9 @@ def _verify_weights(
                 hashes = {part: sha256(path) for part, path in paths.items()}
             except (ChexGenBenchError, OSError) as error:
                 # Weights that were moved or deleted are not damaged; the results stand.
-                found.notes.append(f"weights of {name}: not looked at: {_first_line(error)}")
+                found.notes.append(
+                    f"weights of {name}: not looked at: {first_line(error).rstrip('.')}"
+                )
                 continue
             if len(weights) == 1 and next(iter(weights)) == f"{len(hashes)} files":
                 if digest(hashes) != next(iter(weights.values())):
@@ -410,10 +414,6 @@ def _verify_weights(
 
 def _plain(error: ChexGenBenchError) -> str:
     return error.message.rstrip(".")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 # --- repair -----------------------------------------------------------------------------------
@@ -514,7 +514,7 @@ class _Repair:
             except (ChexGenBenchError, OSError) as error:
                 if is_disk_fault(error):
                     raise
-                self._fail(each, _first_line(error))
+                self._fail(each, first_line(error))
 
     def _make_again(self, folder: Path, faults: Sequence[Fault]) -> None:
         generation, model = self._generation(folder)
@@ -596,7 +596,7 @@ class _Repair:
             cache=self._home.cache,
             training=training,
         )
-        hashes = HashCache(self._home.cache / "hashes.sqlite")
+        hashes = HashCache(self._home.hashes)
         try:
             identity = read_json(folder / IDENTITY)
             nonce = identity.get("nonce") if isinstance(identity, dict) else None
@@ -631,7 +631,7 @@ class _Repair:
             try:
                 count = self._encode_again(folder, lost)
             except ChexGenBenchError as error:
-                why = f" ({_first_line(error)})"
+                why = f" ({first_line(error).rstrip('.')})"
             removed = f"{len(faults)} parts" if len(faults) > 1 else "a part"
             self._done(
                 f"{removed} of {name} removed, {count} vectors of it made again; a run encodes "
@@ -679,7 +679,7 @@ class _Repair:
             home=self._home.root,
             cache=self._home.cache,
         )
-        hashes = HashCache(self._home.cache / "hashes.sqlite")
+        hashes = HashCache(self._home.hashes)
         plan = plan_encoder(
             plugin,
             parameters,
@@ -697,17 +697,21 @@ class _Repair:
         for table in ("images", "pool_images"):
             columns = ["generation_id", "path", "sha256"]
             for row in _each(read_table(folder, table, record).select(columns)):
-                path = Path(row["path"])
-                if not path.is_absolute():
-                    path = self._home.generations / row["generation_id"] / path
+                own = record.model_plugin is None
+                try:
+                    path = generated_image(
+                        self._home.generations, row["generation_id"], row["path"], own=own
+                    )
+                except ValueError:
+                    continue
                 if path.is_file() and (table == "images" or row["sha256"] in lost):
                     yield row["sha256"], str(path)
-        if record.images_root is None:
-            return
-        root = Path(record.images_root)
         names = read_table(folder, "prompts", record).column("image_path").drop_null()
-        paths = [root / name for name in names.to_pylist()]
-        hashes = HashCache(self._home.cache / "hashes.sqlite")
+        paths = []
+        for name in names.to_pylist():
+            with suppress(ValueError):
+                paths.append(real_image(record.images_root, name))
+        hashes = HashCache(self._home.hashes)
         for path, key in zip(paths, hashes.sha256(paths), strict=True):
             if key is not None:
                 yield key, str(path)

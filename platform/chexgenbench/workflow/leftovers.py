@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -17,12 +16,11 @@ from chexgenbench.executors.border import remove
 from chexgenbench.executors.shards import SHARDS
 from chexgenbench.executors.workplace import ELSEWHERE
 from chexgenbench.features.cache import task_parts
-from chexgenbench.files import TEMPORARY, Presence, alone, file_lock, is_free
+from chexgenbench.files import TEMPORARY, Presence, alone, file_lock, unheld
 from chexgenbench.generation import is_concluded
-from chexgenbench.generation.generation import IDENTITY
 from chexgenbench.home import Home
 from chexgenbench.jobs.generate import hold_if_quiet
-from chexgenbench.jobs.manifest import IMAGES, manifest_tail
+from chexgenbench.jobs.manifest import IDENTITY, IMAGES, manifest_tail
 from chexgenbench.store.run_directory import read_record, run_folders
 from chexgenbench.store.store import Store
 
@@ -112,7 +110,8 @@ def _jobs(home: Home) -> Iterator[Leftover]:
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if (path / ELSEWHERE).exists():
             continue
-        guard = _flocked(path / "lock")
+        # A command that is just beginning has no lock yet, and is not free either.
+        guard = partial(unheld, path / "lock")
         with guard() as free:
             if free:
                 why = "the command that wrote them has ended"
@@ -241,7 +240,7 @@ def _temporary(home: Home) -> Iterator[Leftover]:
         for path in sorted(place.glob(f"{TEMPORARY}*")):
             # DuckDB makes its file anew, so that the store's own lock tells.
             store = path.parent == home.results and ".duckdb" in path.name
-            guard = _store_lock(home) if store else _free(path)
+            guard = _store_lock(home) if store else partial(unheld, path)
             with guard() as free:
                 if free and not path.is_dir():
                     why = "its writer has ended"
@@ -331,32 +330,5 @@ def _file_lock(path: Path) -> Guard:
             yield True
         finally:
             lock.release()
-
-    return guard
-
-
-def _free(path: Path) -> Guard:
-    @contextmanager
-    def guard() -> Iterator[bool]:
-        yield is_free(path)
-
-    return guard
-
-
-def _flocked(path: Path) -> Guard:
-    @contextmanager
-    def guard() -> Iterator[bool]:
-        try:
-            file = path.open("rb")
-        except OSError:
-            yield False  # a command that is just beginning has no lock yet
-            return
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
 
     return guard

@@ -16,7 +16,7 @@ from chexgenbench.jobs.job import Limits
 if TYPE_CHECKING:
     from chexgenbench.executors.cluster import Ray
     from chexgenbench.registry import Plugin
-    from chexgenbench.workflow.plan import Options
+    from chexgenbench.workflow.options import Options
 
 Kind = Literal["here", "process", "container", "ray"]
 KINDS: tuple[str, ...] = ("auto", *get_args(Kind))

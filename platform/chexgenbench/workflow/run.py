@@ -32,6 +32,7 @@ from chexgenbench.splits.user_images import read_user_images
 from chexgenbench.store.export_csv import export_run
 from chexgenbench.store.records import SCHEMAS, RunRecord
 from chexgenbench.store.run_directory import (
+    RECORD_NAME,
     read_record,
     read_table,
     relabel,
@@ -41,9 +42,9 @@ from chexgenbench.store.run_directory import (
 from chexgenbench.store.store import Store
 from chexgenbench.types import ImageNeed
 from chexgenbench.workflow.differences import influence_table, settle
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.places import launcher_of, place_of
 from chexgenbench.workflow.plan import (
-    Options,
     Plan,
     check_folder,
     make_plan,
@@ -56,7 +57,7 @@ from chexgenbench.workflow.plan import (
 from chexgenbench.workflow.reference import RealSide, write_reference
 from chexgenbench.workflow.tasks import (
     Found,
-    Made,
+    SetImages,
     Sets,
     compares_sides,
     find_copies,
@@ -83,9 +84,9 @@ class GeneratedSide:
     def path(self, position: int) -> Path:
         return self.folder / str(self.table["path"].iloc[position])
 
-    def made(self, plan: Plan) -> Made:
+    def made(self, plan: Plan) -> SetImages:
         """The same as a set of images for task metrics."""
-        return Made(
+        return SetImages(
             prompts=plan.prompts,
             rows=self.rows,
             repeats=self.table["repeat"].to_numpy(np.int64),
@@ -107,10 +108,10 @@ class Pool:
     def paths(self) -> list[Path]:
         return [self.generation.folder / row.path for row in self.rows]
 
-    def made(self, plan: Plan) -> Made:
+    def made(self, plan: Plan) -> SetImages:
         """The same as a set of images for task metrics."""
         prompts = plan.tables.rows(self.need)
-        return Made(
+        return SetImages(
             prompts=prompts,
             rows=np.repeat(np.arange(len(prompts)), self.need.repeats or 1),
             repeats=np.asarray([row.repeat for row in self.rows], np.int64),
@@ -151,7 +152,7 @@ class Outcome:
     encoded: int = 0
     made: int = 0
     floors: Floors = field(default_factory=dict)
-    real: dict[ImageNeed, Made] = field(default_factory=dict)
+    real: dict[ImageNeed, SetImages] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     """Of the real side, which all models share."""
     lost: int = 0
@@ -269,7 +270,7 @@ def evaluate_images(
             outcome.notes.append(f"{count} " + text.format(csv=csv, counted=counted))
     used, at = np.unique(own.rows[kept], return_inverse=True)
     outcome.notes.append(f"{len(kept)} images answer {len(used)} prompts of {plan.split.name}")
-    plan = _take(plan, used)
+    plan = replace(plan, prompts=plan.prompts.take(used))
     rows = at.astype(np.int64)
     with _at_work(plan, outcome):
         _tell(plan, progress)
@@ -331,7 +332,7 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
         outcome.notes.append("the split has no real images: only metrics that need none are taken")
         return RealSide([None] * len(prompts), 0)
     bad: dict[int, BadImage] = dict(check_images(prompts))
-    _judge(plan, bad)
+    _refuse_bad(plan, bad)
     known = [i for i in np.flatnonzero(prompts.has_image()).tolist() if i not in bad]
     paths = {i: prompts.path(i) for i in known}
     keys: list[str | None] = [None] * len(prompts)
@@ -343,7 +344,7 @@ def prepare_real(plan: Plan, progress: Progress, outcome: Outcome) -> RealSide:
         if key in done.bad:
             bad[i] = done.bad[key]
             keys[i] = None
-    _judge(plan, bad)
+    _refuse_bad(plan, bad)
     if bad:
         outcome.notes.append(f"{len(bad)} real images cannot be read; skipped and not counted")
     return RealSide(keys, len(bad))
@@ -472,7 +473,7 @@ def build_reference(options: Options, path: Path, progress: Progress) -> BuiltRe
         )
 
 
-def _judge(plan: Plan, bad: dict[int, BadImage]) -> None:
+def _refuse_bad(plan: Plan, bad: dict[int, BadImage]) -> None:
     if not bad or plan.options.on_bad_image == "skip":
         return
     lines = plan.prompts.table["line"]
@@ -665,7 +666,7 @@ def _reuse(plan: Plan, record: RunRecord, outcome: Outcome) -> bool:
     """Whether the run is finished already; then it is the latest one, in the store and the tables,
     even where a kill came between the run directory and those."""
     folder = plan.options.home.runs / record.run_id
-    if not (folder / "run.json").exists():
+    if not (folder / RECORD_NAME).exists():
         return False
     known = read_record(folder)
     if known.status != "finished":
@@ -917,7 +918,7 @@ def _record(
     dtype: str = "float32",
     plugin: str | None = None,
     remarks: Sequence[str] = (),
-    sets: Mapping[ImageNeed, Made] | None = None,
+    sets: Mapping[ImageNeed, SetImages] | None = None,
     pools: Mapping[str, Generation] | None = None,
 ) -> RunRecord:
     suite, options = plan.suite, plan.options
@@ -1016,10 +1017,6 @@ def _own_side(plan: Plan, rows: NDArray[np.int64], paths: Sequence[Path]) -> Gen
     )
     name = digest([ids.tolist(), repeat.tolist(), table["sha256"].tolist()])[:16]
     return GeneratedSide(id=name, rows=rows, table=table, folder=Path("/"))
-
-
-def _take(plan: Plan, rows: NDArray[np.int64]) -> Plan:
-    return replace(plan, prompts=plan.prompts.take(rows))
 
 
 def _tell(plan: Plan, progress: Progress) -> None:

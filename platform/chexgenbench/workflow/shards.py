@@ -28,7 +28,7 @@ from chexgenbench.errors import ChexGenBenchError, UserError, is_disk_fault
 from chexgenbench.executors.border import Intake, Refused, Shard, noted, read_plain
 from chexgenbench.executors.shards import SHARDS, cut, shard_of, write_shard
 from chexgenbench.files import inside, read_json, sha256_bytes, umask, write_json, write_text
-from chexgenbench.generation import IDENTITY, Generation, conclude, is_concluded
+from chexgenbench.generation import Generation, conclude, is_concluded
 from chexgenbench.home import Home
 from chexgenbench.jobs.generate import finish, finished, hold
 from chexgenbench.jobs.job import (
@@ -37,16 +37,16 @@ from chexgenbench.jobs.job import (
     GenerateJob,
     Limits,
     heartbeat_path,
-    read_job,
-    write_job,
+    read_generate_job,
+    write_generate_job,
 )
-from chexgenbench.jobs.manifest import MANIFEST, is_whole, read_calls, read_manifest
+from chexgenbench.jobs.manifest import IDENTITY, MANIFEST, is_whole, read_calls, read_manifest
 from chexgenbench.jobs.waiting import WORKER
 from chexgenbench.progress import Progress
 from chexgenbench.types import Request
+from chexgenbench.workflow.options import Options
 from chexgenbench.workflow.places import place_of
 from chexgenbench.workflow.plan import (
-    Options,
     Plan,
     make_plan,
     plan_models,
@@ -347,7 +347,7 @@ def _write(
     (aside / SCRIPT).chmod((aside / SCRIPT).stat().st_mode | 0o111)
     record = _record(plan.options.home, (aside / RECORD).read_bytes())
     for name, (job, requests) in jobs.items():
-        write_job(record / name, job, requests)
+        write_generate_job(record / name, job, requests)
     shutil.copyfile(aside / RECORD, record / RECORD)
     return sharded
 
@@ -518,7 +518,7 @@ def _renew(home: Home, sharded: Sharded, record: Path, out: Path) -> list[str]:
         gone = [part for part in asked.parts if not os.path.lexists(out / part.folder)]
         if not gone:
             continue
-        job, requests = read_job(record / asked.generation)
+        job, requests = read_generate_job(record / asked.generation)
         cuts = read_calls(home.generations / asked.generation)
         for part in gone:
             own = shard_of(requests, part.batches, job.batch_size)
@@ -536,7 +536,7 @@ def _renew(home: Home, sharded: Sharded, record: Path, out: Path) -> list[str]:
 def _merge(
     home: Home, out: Path, record: Path, asked: Asked, first: int, progress: Progress
 ) -> Merged:
-    job, requests = read_job(record / asked.generation)
+    job, requests = read_generate_job(record / asked.generation)
     folder = home.generations / asked.generation
     taken: list[Taken] = []
     with (

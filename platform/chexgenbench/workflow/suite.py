@@ -14,8 +14,7 @@ from chexgenbench.errors import UserError, unknown_name
 from chexgenbench.files import opened
 from chexgenbench.home import Home
 from chexgenbench.registry import BUILT_IN
-from chexgenbench.scoring import MACRO, OVERALL
-from chexgenbench.types import FINDINGS
+from chexgenbench.types import FINDINGS, MACRO, OVERALL
 
 Scalar = str | int | float | bool
 _LARGEST = 2**20

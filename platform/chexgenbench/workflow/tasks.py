@@ -8,7 +8,6 @@ of the model, for other rows or more seeds. A pool serves every need that it cov
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -28,12 +27,14 @@ from chexgenbench.features import EncoderPlan
 from chexgenbench.files import Presence, digest
 from chexgenbench.images import BadImage, read_image
 from chexgenbench.jobs.job import TaskJob, plain_context
-from chexgenbench.scoring import MACRO, OVERALL, Score, interval_warning
+from chexgenbench.scoring import Score, interval_warning
 from chexgenbench.splits.prompts import PromptTable, check_images
 from chexgenbench.statistics import Estimate
 from chexgenbench.store.records import SCHEMAS
 from chexgenbench.types import (
     FINDINGS,
+    MACRO,
+    OVERALL,
     ImageNeed,
     ImageSet,
     MetricSpec,
@@ -211,7 +212,7 @@ def _on_both(
     ]
 
 
-def find_copies(found: Mapping[ImageNeed, Made]) -> list[str]:
+def find_copies(found: Mapping[ImageNeed, SetImages]) -> list[str]:
     """Real images of equal content on both sides, as `find_leakage` says it."""
     sides: dict[str, dict[str, str]] = {"test": {}, "training": {}}
     for need, made in found.items():
@@ -251,7 +252,7 @@ def refuse_leakage(found: Sequence[str], name: str, *, allow: bool) -> list[str]
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class SetImages:
     """The images of one generation as a set needs them."""
 
     prompts: PromptTable
@@ -261,7 +262,7 @@ class Made:
     keys: Sequence[str]
     paths: Sequence[Path]
 
-    def at(self, index: NDArray[np.int64]) -> Made:
+    def at(self, index: NDArray[np.int64]) -> SetImages:
         """The images at those positions, in that order."""
         chosen = index.tolist()
         return replace(
@@ -296,7 +297,7 @@ def fewest(needs: Sequence[ImageNeed]) -> list[ImageNeed]:
     ]
 
 
-def part_of(made: Made, need: ImageNeed, prompts: PromptTable) -> Made:
+def part_of(made: SetImages, need: ImageNeed, prompts: PromptTable) -> SetImages:
     """The images for the rows `prompts` and the first seeds of each, in canonical order."""
     place = {name: row for row, name in enumerate(prompts.table["prompt_id"])}
     names = made.prompts.table["prompt_id"].tolist()
@@ -315,10 +316,10 @@ def real_images(
     needs: Iterable[ImageNeed],
     hashes: HashCache,
     stage: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
-) -> tuple[dict[ImageNeed, Made], dict[Row, BadImage]]:
+) -> tuple[dict[ImageNeed, SetImages], dict[Row, BadImage]]:
     """The real images of each need, drawn where the split is procedural, and hashed; and the rows
     whose image is missing. A side without images has none."""
-    found: dict[ImageNeed, Made] = {}
+    found: dict[ImageNeed, SetImages] = {}
     missing: dict[Row, BadImage] = {}
     for need in dict.fromkeys(need for need in needs if need.source == "real"):
         table = tables.rows(need)
@@ -340,7 +341,7 @@ def real_images(
         missing |= {_row(table, row): error for row, error in bad.items()}
         kept = [(row, key) for row, key in zip(rows, keys, strict=True) if key is not None]
         at = np.asarray([row for row, _ in kept], np.int64)
-        found[need] = Made(
+        found[need] = SetImages(
             prompts=table,
             rows=at,
             repeats=np.zeros(len(at), np.int64),
@@ -355,7 +356,7 @@ def _row(table: PromptTable, row: int) -> Row:
     return table.source_file.name, int(table.table["line"].iloc[row])
 
 
-def undecodable(made: Made) -> dict[str, BadImage]:
+def undecodable(made: SetImages) -> dict[str, BadImage]:
     """The images that cannot be decoded, by content."""
     bad: dict[str, BadImage] = {}
     for key, path in dict(zip(made.keys, made.paths, strict=True)).items():
@@ -366,7 +367,9 @@ def undecodable(made: Made) -> dict[str, BadImage]:
     return bad
 
 
-def leave_out(made: Made, bad: Mapping[str, BadImage]) -> tuple[Made, dict[Row, BadImage]]:
+def leave_out(
+    made: SetImages, bad: Mapping[str, BadImage]
+) -> tuple[SetImages, dict[Row, BadImage]]:
     """The images without those of the given content, and the rows that these belonged to."""
     lost = [i for i, key in enumerate(made.keys) if key in bad]
     rows = {_row(made.prompts, int(made.rows[i])): bad[made.keys[i]] for i in lost}
@@ -374,7 +377,7 @@ def leave_out(made: Made, bad: Mapping[str, BadImage]) -> tuple[Made, dict[Row, 
     return (made.at(np.asarray(kept, np.int64)) if lost else made), rows
 
 
-def real_identity(found: Mapping[ImageNeed, Made]) -> dict[str, str]:
+def real_identity(found: Mapping[ImageNeed, SetImages]) -> dict[str, str]:
     """What of each real set a score depends on: rows, labels, patients and images."""
     return {
         need.name: digest([made.prompts.fingerprint(), made.rows.tolist(), list(made.keys)])
@@ -386,7 +389,7 @@ def real_identity(found: Mapping[ImageNeed, Made]) -> dict[str, str]:
 class Sets:
     """The sets of images of one model's run, and how those of the model are encoded."""
 
-    made: Mapping[ImageNeed, Made]
+    made: Mapping[ImageNeed, SetImages]
     extract: Extract
     say: Callable[[str], None]
 
@@ -617,11 +620,9 @@ def _check_result(result: object, plan: TaskPlan, sets: Mapping[str, ImageSet]) 
         seen.add(key)
         if score.subset not in (OVERALL, MACRO, *FINDINGS):
             raise ValueError(f"it returned {score.name!r} for an unknown subset {score.subset!r}")
-        if isinstance(score.estimate, Estimate):
-            spec, value = declared[score.name], score.estimate.value
-            slack = 1e-9 * max(1.0, abs(value)) if math.isfinite(value) else 0.0
-            if not (math.isfinite(value) and spec.lowest - slack <= value <= spec.highest + slack):
-                raise ValueError(f"it returned {value} for {score.name!r}")
+        known = score.estimate if isinstance(score.estimate, Estimate) else None
+        if known is not None and not declared[score.name].holds(known.value):
+            raise ValueError(f"it returned {known.value} for {score.name!r}")
     for values in result.values:
         if len(values.values) != len(sets[values.images]):
             raise ValueError(f"{values.name!r} has {len(values.values)} values")
