@@ -486,8 +486,8 @@ def _read(folder: Path) -> _Run:
 def _repeats(table: pa.Table) -> bool:
     """Whether a row is there twice.
 
-    Each column's values are numbered, and a row's numbers made one: sorting those takes a quarter of
-    the time of grouping rows of texts.
+    Each column's values are numbered, and a row's numbers made one: sorting those takes a quarter
+    of the time of grouping rows of texts.
     """
     codes = np.zeros(table.num_rows, np.int64)
     kinds = 1
