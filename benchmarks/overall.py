@@ -23,6 +23,8 @@ the script ends with an error where they differ. Below 21 images a side, as in t
 project takes no neighbours, and below 20 no Inception Score; the published route does, which costs
 it nothing that shows. The library of the report's charts, which is made once on a machine, is made
 before. ``--keep`` appends what each turn found to a file and counts what it has already.
+An encoder fills its last batch up, so that no row depends on their number: ``--images`` should be
+whole batches, as a real evaluation nearly is.
 ``--quick`` takes one layer of RAD-DINO and 7 images, in two minutes, and is no measurement.
 ``--write`` puts the tables into docs/performance.md.
 """

@@ -491,7 +491,7 @@ def test_7_the_fid_of_a_handful_of_images_is_warned_about(tmp_path: Path) -> Non
 
 # --- 12: written into the last row ------------------------------------------------------------
 
-Export = Callable[[Path, RunRecord, Sequence[Mapping[str, Any]]], object]
+Export = Callable[[Path, RunRecord, pd.DataFrame], object]
 
 
 def check_12(export: Export, folder: Path) -> None:
@@ -505,10 +505,10 @@ def check_12(export: Export, folder: Path) -> None:
         return facts | {"value": value, "status": "ok"}
 
     subsets = ("overall", "Edema")
-    export(folder, first, [row("fid", 1.25, s) for s in subsets])
-    export(folder, second, [row("fid", 2.5, s) for s in subsets])
+    export(folder, first, pd.DataFrame([row("fid", 1.25, s) for s in subsets]))
+    export(folder, second, pd.DataFrame([row("fid", 2.5, s) for s in subsets]))
     later = [row("fid", 1.25, s) for s in subsets] + [row("kid", 0.125, s) for s in subsets]
-    export(folder, first, later)
+    export(folder, first, pd.DataFrame(later))
     for name in (OVERALL_NAME, CONDITIONAL_NAME):
         with (folder / name).open(encoding="utf-8", newline="") as file:
             rows = {line["Run"]: line for line in csv.DictReader(file)}
@@ -521,12 +521,13 @@ def check_12(export: Export, folder: Path) -> None:
 
 
 def test_12_a_score_is_written_into_its_own_runs_row(tmp_path: Path) -> None:
-    def faulty(folder: Path, record: RunRecord, scores: Sequence[Mapping[str, Any]]) -> object:
+    def faulty(folder: Path, record: RunRecord, scores: pd.DataFrame) -> object:
         columns = {"fid": "FID", "kid": "KID"}
         folder.mkdir(exist_ok=True)
         for name, subset in ((OVERALL_NAME, "overall"), (CONDITIONAL_NAME, "Edema")):
             path = folder / name
-            mine = {columns[s["metric"]]: s["value"] for s in scores if s["subset"] == subset}
+            rows = scores[scores["subset"] == subset]
+            mine = dict(zip(rows["metric"].map(columns), rows["value"], strict=True))
             old = pd.read_csv(path) if path.exists() else pd.DataFrame()
             if list(mine) == ["FID"]:  # the main script appends a row
                 old = pd.concat([old, pd.DataFrame([{"Run": record.run_id, "KID": None} | mine])])
