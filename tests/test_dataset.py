@@ -764,6 +764,43 @@ def test_the_judge_by_scores_keeps_the_oracle_and_not_noise(
         export(finished, tmp_path / "no", judge="scores")
 
 
+def test_a_judge_leaves_out_real_images_that_lie_elsewhere(
+    own: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was told to skip bad images keeps the rows that name them."""
+    monkeypatch.setenv("CHEXGENBENCH_CACHE", str(own.cache))
+    prompts = table(own, "prompts")
+    change(own, prompts=prompts.assign(image_path=["../other.png", *prompts["image_path"][1:]]))
+    export(own, tmp_path / "out", judge="scores", qualities=tuple(QUALITIES))
+    assert len(images(tmp_path / "out")) == COUNT
+
+
+def test_no_judge_is_asked_of_another_image_than_the_runs(
+    own: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHEXGENBENCH_CACHE", str(own.cache))
+    plugin = own.home / "slow.py"
+    plugin.write_text(SLOW.replace("SAYS(request.path.name)", "0").replace("0.05", "0"))
+    row = table(own, "images").iloc[0]
+    path = own.home / "runs" / "generations" / row["generation_id"] / row["path"]
+    path.write_bytes(b"another one")
+    with pytest.raises(UserError, match="is not the image that the run scored"):
+        export(own, tmp_path / "out", plugins=(plugin,), judge="slow")
+    path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        export(own, tmp_path / "out", plugins=(plugin,), judge="slow")
+    names = (own.home / "asked").read_text().split() if (own.home / "asked").exists() else []
+    assert path.name not in names
+
+
+def test_a_models_images_are_not_taken_from_elsewhere(own: Desk, tmp_path: Path) -> None:
+    made = table(own, "images")
+    whole = [str(tmp_path / "other.png"), *made["path"][1:]]
+    change(own, images=made.assign(path=whole))
+    with pytest.raises(UserError, match="leads out of its folder"):
+        export(own, tmp_path / "out")
+
+
 def test_prompts_that_the_run_did_not_encode_are_encoded_for_the_judge(
     own: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

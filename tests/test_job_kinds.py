@@ -795,6 +795,10 @@ def test_a_set_that_lost_rows_is_refused(bench: Bench, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(UserError, match=r"set-0.parquet has 3 rows, and its job has 4"):
         read_sets(folder, job)
+    path = folder / "table-0.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(UserError, match=r"table-0.parquet has 3 rows, and its job has 4"):
+        read_sets(folder, job)
 
 
 def test_where_a_plugin_works_is_what_the_user_says(tmp_path: Path) -> None:

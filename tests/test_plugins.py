@@ -242,9 +242,21 @@ def test_an_identity_covers_the_code_that_a_plugin_imports(tmp_path: Path) -> No
             (package / "helper.py").write_text(f"SHADE = {shade}\n")
             _source_hash.cache_clear()
             hashes.append(_source_hash("third_party_pack.plugin"))
+        # What is imported for the type checker alone decides nothing.
+        (package / "types_alone.py").write_text("SHADE = 1\n")
+        guard = (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import types_alone\n"
+        )
+        code = "from . import helper\n" + guard + GOOD.format(name="packed")
+        (package / "plugin.py").write_text(code)
+        for shade in (1, 2):
+            (package / "types_alone.py").write_text(f"SHADE = {shade}\n")
+            _source_hash.cache_clear()
+            hashes.append(_source_hash("third_party_pack.plugin"))
     finally:
         sys.path.remove(str(tmp_path))
     assert hashes[0] != hashes[1] != ""
+    assert hashes[2] == hashes[3]
 
 
 def test_a_location_is_no_part_of_an_identity() -> None:

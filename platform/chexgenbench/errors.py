@@ -76,11 +76,13 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, for a sentence: without a terminal's colours and the full
     stop at its end; the error's kind where it is empty.
 
-    >>> first_line(ValueError("\\x1b[1mno\\x1b[0m header.\\nand so on")), first_line(EOFError())
-    ('no header', 'EOFError')
+    >>> first_line(ValueError("\\x1b[1mno\\x1b[0m header.\\nand so on"))
+    'no header'
+    >>> first_line(EOFError("..."))
+    'EOFError'
     """
     text = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip()
-    return (text or type(error).__name__).splitlines()[0].rstrip(".")
+    return text.partition("\n")[0].strip().rstrip(".") or type(error).__name__
 
 
 @contextmanager

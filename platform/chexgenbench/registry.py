@@ -160,8 +160,8 @@ class Plugin(Generic[S]):
         return {"name": self.spec.name, "version": version, "source": self.source_hash()}
 
     def source_hash(self) -> str:
-        """SHA-256 of the module that `load` names and of what it imports from its own package;
-        empty where there is no source file."""
+        """SHA-256 of the module that `load` names and of what it imports from its own package when
+        it runs; empty where there is no source file."""
         target = self.spec.load
         name = target.partition(":")[0] if isinstance(target, str) else target.__module__
         return _source_hash(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,5 +44,15 @@ def test_a_generation_is_a_name(tmp_path: Path, generation: str | None) -> None:
 
 @pytest.mark.parametrize("root", [None, "", "files", "../files"])
 def test_a_run_without_a_whole_images_root_has_no_real_images(root: str | None) -> None:
-    with pytest.raises(ValueError, match="names no real image"):
+    with pytest.raises(ValueError, match=r"names no real image|no whole path"):
         real_image(root, "x.png")
+
+
+@pytest.mark.parametrize("path", [None, float("nan")])
+def test_a_row_without_a_path_has_no_image(tmp_path: Path, path: Any) -> None:
+    with pytest.raises(ValueError, match="names no image"):
+        generated_image(tmp_path, "a", path, own=True)
+    with pytest.raises(ValueError, match="names no real image"):
+        real_image(str(tmp_path), path)
+    with pytest.raises(ValueError, match="names no generation"):
+        generated_image(tmp_path, path, "x.png", own=False)

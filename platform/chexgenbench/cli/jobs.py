@@ -11,7 +11,6 @@ import typer
 
 from chexgenbench.cli import run
 from chexgenbench.cli.output import AsJson, HomeFolder, Quiet, print_json, print_listing, remark
-from chexgenbench.errors import harmless
 
 if TYPE_CHECKING:
     from chexgenbench.home import Home
@@ -50,9 +49,9 @@ def worker(
     elif code:
         error = read_error(folder, 0)
     if error is not None:
-        remark(f"Error: {harmless(error.message)}")
+        remark(f"Error: {error.message}")
         if error.hint:
-            remark(harmless(error.hint))
+            remark(error.hint)
     if json:
         fault = error and {"message": error.message, "hint": error.hint}
         print_json({"folder": str(folder), "done": not code, "exit_code": code, "error": fault})

@@ -220,12 +220,9 @@ def _read(rows: Rows, i: int) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise _gone(path) from error
+        raise missing_image(path) from error
     if sha256_bytes(data) != rows.table["sha256"].iloc[i]:
-        raise UserError(
-            f"{path} is not the image that the run scored: its content has changed.",
-            hint="Delete it and repeat the run's command, which makes it again.",
-        )
+        raise changed_image(path)
     return data
 
 
@@ -244,12 +241,21 @@ def _size(path: Path) -> int:
         with Image.open(path) as image:  # it becomes PNG
             return max(path.stat().st_size, 3 * image.width * image.height)
     except FileNotFoundError as error:
-        raise _gone(path) from error
+        raise missing_image(path) from error
     except OSError:
         return path.stat().st_size  # no image: `_read` says what it is
 
 
-def _gone(path: Path) -> UserError:
+def changed_image(path: Path) -> UserError:
+    """The error for a file with other content than the run's."""
+    return UserError(
+        f"{path} is not the image that the run scored: its content has changed.",
+        hint="Delete it and repeat the run's command, which makes it again.",
+    )
+
+
+def missing_image(path: Path) -> UserError:
+    """The error for a file that is not there."""
     return UserError(
         f"{path} is missing.", hint="Repeat the run's command, which makes it again; then export."
     )

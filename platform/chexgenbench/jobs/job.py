@@ -178,11 +178,16 @@ class SetFacts(BaseModel):
 
 
 class TableFacts(BaseModel):
-    """A table of prompts of a `TaskJob`; see `PromptTable`."""
+    """A table of prompts of a `TaskJob`; see `PromptTable`.
+
+    Attributes:
+        n_rows: of its own rows, which sets of images name by their position.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    n_rows: int
     source_file: str
     images_root: str | None
     rows_read: int

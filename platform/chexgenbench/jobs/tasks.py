@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chexgenbench.errors import PLUGIN_FAULTS, is_disk_fault
+from chexgenbench.errors import PLUGIN_FAULTS, UserError, is_disk_fault
 from chexgenbench.files import atomic_path, write_json
 from chexgenbench.jobs.job import (
     Counted,
@@ -60,6 +60,7 @@ def table_facts(table: PromptTable) -> TableFacts:
     """What a job says of a table beside its rows."""
     return TableFacts(
         name=table.name,
+        n_rows=len(table),
         source_file=str(table.source_file),
         images_root=None if table.images_root is None else str(table.images_root),
         rows_read=table.rows_read,
@@ -151,7 +152,11 @@ def _read_table(folder: Path, number: int, facts: TableFacts) -> PromptTable:
         return pd.read_parquet(path) if path.is_file() else None
 
     table, others = frame(""), frame("-others")
-    assert table is not None  # the platform has written it
+    rows = 0 if table is None else len(table)
+    if table is None or rows != facts.n_rows:
+        raise UserError(
+            f"{folder}/table-{number}.parquet has {rows} rows, and its job has {facts.n_rows}."
+        )
     return PromptTable(
         name=facts.name,
         table=table,

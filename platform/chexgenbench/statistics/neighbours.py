@@ -26,11 +26,14 @@ Metric = Literal["euclidean", "cosine"]
 _QUERIES, _TARGETS = 16384, 16384
 """Rows a block of the search in float32."""
 
+_CANDIDATES = 2**22
+"""Candidates of a block of queries, of 12 bytes each, and as many that are compared with them."""
+
 _CACHE = 2**19
 """Bytes of differences that are worked out at once: they should not leave the cache."""
 
 _LARGEST = 1e15
-"""Entries beyond it would overflow as squares in float32."""
+"""Entries beyond it (about the centre) would overflow as squares in float32."""
 
 
 class Neighbours(NamedTuple):
@@ -90,14 +93,16 @@ def nearest(
     own_x, own_y = _codes(groups_queries, groups_targets, len(x), len(y), distinct)
     search = _Search(x, y, k, metric, own_x, own_y, distinct)
     distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype=np.int64)
-    for start in range(0, len(x), _QUERIES):
-        open_rows = np.arange(start, min(start + _QUERIES, len(x)))
-        width = 2 * k + 16
-        while open_rows.size and width <= 1024 and width < len(y) and search.fits_float32:
+    wide = [width for i in range(3) if (width := (2 * k + 16) * 8**i) < min(1025, len(y))]
+    widths = wide if search.fits_float32 else []
+    for part in slices(len(x), min(_QUERIES, _CANDIDATES // max(widths, default=1))):
+        open_rows = np.arange(len(x))[part]
+        for width in widths:
+            if not open_rows.size:
+                break
             found, ids, reached = search.candidates(open_rows, width)
             settled = search.settle(open_rows, found, ids, reached, distances, indices)
             open_rows = open_rows[~settled]
-            width *= 8
         for row in open_rows.tolist():
             search.exhaust(row, distances, indices)
     return Neighbours(distances, indices)
@@ -148,8 +153,7 @@ def nearest_approximate(
     width = min(k + 16, len(y))
     distances = np.full((len(x), k), np.inf)
     indices = np.full((len(x), k), -1, dtype=np.int64)
-    for start in range(0, len(x), 4 * _QUERIES):
-        rows = slice(start, min(start + 4 * _QUERIES, len(x)))
+    for rows in slices(len(x), 2 * _QUERIES):
         ids = cells.near(x[rows], width, probes)
         found = np.where(ids < 0, np.inf, search.all_exact(x[rows], ids))
         for at, row in enumerate(range(rows.start, rows.stop)):
@@ -183,16 +187,19 @@ class _Search:
         some = self.double(y[:: max(1, len(y) // 1000)])
         with np.errstate(over="ignore", invalid="ignore"):
             self.centre = np.median(some, axis=0).astype(np.float32)
-            farthest = float(np.abs(self.centre).max()) + max(map(self._farthest, (x, y)))
-            self.fits_float32 = farthest < _LARGEST
+            self.fits_float32 = max(map(self._farthest, (x, y))) < _LARGEST
         # Rounding of the entries, the products and the three sums, in units of |x|^2 + |y|^2.
         self.slack = (x.shape[1] + 16) * float(np.finfo(np.float32).eps)
 
     def _farthest(self, side: NDArray[Any]) -> float:
-        """The largest entry of the rows as they are compared, without its sign."""
+        """The largest entry of the rows about the centre, without its sign."""
         if self.metric == "cosine":
-            return 1.0
-        return max(float(side.max()), -float(side.min()))
+            return 2.0
+        return max(
+            float(np.abs(edge.astype(np.float64) - self.centre).max())
+            for part in slices(len(side), _TARGETS)
+            for edge in (side[part].max(axis=0), side[part].min(axis=0))
+        )
 
     def double(self, rows: NDArray[Any]) -> FloatArray:
         """The rows as they are compared, in float64."""

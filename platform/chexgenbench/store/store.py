@@ -46,7 +46,8 @@ _STORAGE: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.0.0",
     "threads": 1,
 }
-"""Of a new file: other programs (R, a database shell) often have an older DuckDB than this one.
+"""Of a file that is written: other programs (R, a database shell) often have an older DuckDB than
+this one.
 
 Several threads write a big table in pieces of their own, which the checkpoint then writes again as
 whole row groups: twice the work, and a file half as large again.

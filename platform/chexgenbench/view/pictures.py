@@ -151,7 +151,7 @@ def _allowed(session: Session, run: str) -> None:
 
 @contextmanager
 def _elsewhere() -> Iterator[None]:
-    """Raises `NoPicture` for a path that leads out of its folder."""
+    """Raises `NoPicture` for a path that leads nowhere, or out of its folder."""
     try:
         yield
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,14 @@ import numpy as np
 from chexgenbench.datasets.card import PROVENANCE, Choice, card, privacy_remark, provenance
 from chexgenbench.datasets.judging import Answers, ask, count
 from chexgenbench.datasets.rows import Rows, choose, judged, read_rows
-from chexgenbench.datasets.write import Format, check_space, new_folder, write_files
+from chexgenbench.datasets.write import (
+    Format,
+    changed_image,
+    check_space,
+    missing_image,
+    new_folder,
+    write_files,
+)
 from chexgenbench.errors import ChexGenBenchError, UserError, unknown_name
 from chexgenbench.features import FeatureStore, HashCache, plan_encoder
 from chexgenbench.features.extract import extract, text_key
@@ -279,6 +287,7 @@ def _judge(
 
     requests = _requests(rows, taken)
     hashes = rows.table["sha256"].tolist()
+    contents = HashCache(options.home.hashes)
     said: list[str] = []
     # One process at a time: two would ask the same questions.
     with (
@@ -288,6 +297,10 @@ def _judge(
         answers = Answers(folder)
         while len(said) < len(rows) and not _enough(said, export):
             part = slice(len(said), len(said) + _BATCH)
+            paths = [request.path for request in requests[part]]
+            for path, kept, found in zip(paths, hashes[part], contents.sha256(paths), strict=True):
+                if found != kept:  # an answer is kept by the content that it is about
+                    raise missing_image(path) if found is None else changed_image(path)
             ask_part = partial(ask, create, requests[part], hashes[part], answers)
             said += plan.plugin.call("cannot judge", ask_part)
             advance(len(said) - part.start)
@@ -354,12 +367,12 @@ def _features(
     images.refresh()
 
     table = read_table(inside(home.runs, record.run_id), "prompts", record).to_pandas()
-    table = table[table["image_path"].notna()] if record.images_root else table.iloc[:0]
-    try:
-        paths = [real_image(record.images_root, path) for path in table["image_path"]]
-    except ValueError as error:
-        raise UserError(f"The record of an image cannot be used: {error}.") from error
-    keys = HashCache(home.hashes).sha256(paths)
+    found: dict[int, Path] = {}
+    for row, path in enumerate(table["image_path"]):
+        with suppress(ValueError):  # rows that the run left out, without an image or with a bad one
+            found[row] = real_image(record.images_root, path)
+    table = table.iloc[list(found)]
+    keys = HashCache(home.hashes).sha256(list(found.values()))
     made = rows.table["sha256"].tolist()
     images.without([*made, *(key for key in keys if key is not None)])
     there = np.array([key is not None and key in images for key in keys], np.bool_)

@@ -247,7 +247,7 @@ def _verify_features(home: Home, found: Verified, progress: Progress) -> None:
             except FileNotFoundError:  # pruned, or found damaged by another process
                 continue
             except (OSError, ValueError, pa.ArrowException) as error:
-                wrong = f"cannot be read: {first_line(error).rstrip('.')}"
+                wrong = f"cannot be read: {first_line(error)}"
             if wrong:
                 found.faults.append(Fault("features", path, name, wrong))
             elif seal is None:
@@ -390,9 +390,7 @@ def _verify_weights(
                 hashes = {part: sha256(path) for part, path in paths.items()}
             except (ChexGenBenchError, OSError) as error:
                 # Weights that were moved or deleted are not damaged; the results stand.
-                found.notes.append(
-                    f"weights of {name}: not looked at: {first_line(error).rstrip('.')}"
-                )
+                found.notes.append(f"weights of {name}: not looked at: {first_line(error)}")
                 continue
             if len(weights) == 1 and next(iter(weights)) == f"{len(hashes)} files":
                 if digest(hashes) != next(iter(weights.values())):
@@ -631,7 +629,7 @@ class _Repair:
             try:
                 count = self._encode_again(folder, lost)
             except ChexGenBenchError as error:
-                why = f" ({first_line(error).rstrip('.')})"
+                why = f" ({first_line(error)})"
             removed = f"{len(faults)} parts" if len(faults) > 1 else "a part"
             self._done(
                 f"{removed} of {name} removed, {count} vectors of it made again; a run encodes "

@@ -783,7 +783,8 @@ def _open_split(
         def materialise(csv: Path, ids: Sequence[str]) -> None:
             split.call("cannot draw its images", lambda: draw(csv, ids))
 
-    root = options.images_root or source.images_root
+    # Whole, since a run's record is read from other folders than it was written in.
+    root = _whole(options.images_root or source.images_root)
     if root is not None and options.images_root is not None and not root.is_dir():
         raise UserError(f"--images-root {root} is not a folder.")
     if source.own_columns and options.columns:
@@ -806,13 +807,17 @@ def _open_split(
 
     if source.credentialed is not None:
         split = replace(split, spec=replace(split.spec, credentialed=source.credentialed))
-    train_root = source.train_images_root or root
+    train_root = _whole(source.train_images_root) or root
     return OpenedSplit(
         split=split,
         test=read(source.test, root),
         training=read(source.train, train_root) if source.train else None,
         notes=source.notes,
     )
+
+
+def _whole(path: Path | None) -> Path | None:
+    return None if path is None else path.absolute()
 
 
 def encoded_real(plan: Plan, encoder: EncoderPlan) -> tuple[int, int]:
