@@ -394,7 +394,7 @@ LIES = {
         "has a key again",
     ),
     "too few": ("write(keys[:5])", "a part of its work is missing"),
-    "nothing": ("print('I am\\x1b[2J done')", "(?s)is missing.*I am .*done"),
+    "nothing": ("print('I am\\x1b[2J done')", "(?s)is missing.*I am\\ufffd.*done"),
     "no keys": ("save_file(good(keys), name)", "no safetensors file with keys"),
     "keys are no list": (
         "save_file(good(keys), name, metadata={'keys': '5'})",
