@@ -96,7 +96,7 @@ def nearest(
     wide = [width for i in range(3) if (width := (2 * k + 16) * 8**i) < min(1025, len(y))]
     widths = wide if search.fits_float32 else []
     for part in slices(len(x), min(_QUERIES, _CANDIDATES // max(widths, default=1))):
-        open_rows = np.arange(len(x))[part]
+        open_rows = np.arange(part.start, part.stop)
         for width in widths:
             if not open_rows.size:
                 break
