@@ -70,45 +70,45 @@ class PromptEncoder:
         """The arguments of the call for these prompts, tensors with one row a prompt."""
         import torch
 
-        rows = [self._positive(prompt) for prompt in prompts]
+        # Asking for it walks all modules, which for a small model costs as much as a prompt.
+        device = self.pipeline._execution_device
+        rows = [self._positive(prompt, device) for prompt in prompts]
         found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         if self.scale > 1 and (self.guided or self.negative_text is not None):
             if self._negative is None:
-                self._negative = self._encode_negative()
+                self._negative = self._encode_negative(device)
             found |= {name: torch.cat([row] * len(rows)) for name, row in self._negative.items()}
         # Some calls have a text as default, and refuse it beside embeddings.
         return {"negative_prompt": None, **found}
 
-    def _positive(self, prompt: str) -> Embedding:
+    def _positive(self, prompt: str, device: torch.device) -> Embedding:
         if prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
         extra = {"do_classifier_free_guidance": False} if self.guided else {}
-        made = self._call(prompt=[prompt], **extra)
+        made = self._call(device, prompt=[prompt], **extra)
         self._kept[prompt] = made
         self._bytes += _size(made)
         while self._bytes > _CACHE_BYTES and len(self._kept) > 1:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
         return made
 
-    def _encode_negative(self) -> Embedding:
+    def _encode_negative(self, device: torch.device) -> Embedding:
         text = self.negative_text
         if not self.guided:
-            return {f"negative_{name}": row for name, row in self._call(prompt=[text]).items()}
+            made = self._call(device, prompt=[text])
+            return {f"negative_{name}": row for name, row in made.items()}
         made = self._call(
+            device,
             prompt=[""],
             negative_prompt=None if text is None else [text],
             do_classifier_free_guidance=True,
         )
         return {name: row for name, row in made.items() if name.startswith("negative_")}
 
-    def _call(self, **texts: Any) -> Embedding:
-        encode = inspect.signature(self.pipeline.encode_prompt).parameters
-        places = {"device": self.pipeline._execution_device, "num_images_per_prompt": 1}
-        made = self.pipeline.encode_prompt(
-            **self.fixed | {name: value for name, value in places.items() if name in encode},
-            **texts,
-        )
+    def _call(self, device: torch.device, **texts: Any) -> Embedding:
+        given = self.fixed | {"device": device, "num_images_per_prompt": 1}
+        made = self.pipeline.encode_prompt(**given, **texts)
         # Flux returns positions as well, which no argument of the call takes.
         return {name: row for name, row in zip(self.outputs, made, strict=False) if row is not None}
 
