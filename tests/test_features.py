@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -22,6 +23,7 @@ from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.features import FeatureStore, HashCache, extract, plan_encoder
 from chexgenbench.features.extract import EncoderPlan, read_texts
 from chexgenbench.files import sha256_file
+from chexgenbench.jobs import encode as encode_module
 from chexgenbench.registry import Plugin, load_registry
 from chexgenbench.types import Context, Encoder, EncoderSpec, Parameters
 
@@ -91,6 +93,27 @@ def test_each_image_is_decoded_and_encoded_once(tmp_path: Path, images: list) ->
     assert run([again], images, texts=["bb"]).encoded == 0
     assert (Thumbnail.decoded, Thumbnail.encoded) == (23, 6)
     assert read_texts(again, ["bb", "a"])[:, 0].tolist() == [2.0, 1.0]
+
+
+def test_who_waits_for_an_image_decodes_others(
+    tmp_path: Path, images: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread decodes ahead, and the first image is ready only once another one is."""
+    monkeypatch.setattr(encode_module, "_decoders", lambda _device: 1)
+    another = threading.Event()
+
+    class Slow(Thumbnail):
+        def preprocess(self, image: Image.Image) -> torch.Tensor:
+            if threading.current_thread() is threading.main_thread():
+                another.set()
+            assert another.wait(60)
+            return super().preprocess(image)
+
+    slow, plain = plan(tmp_path / "slow", Slow), plan(tmp_path / "plain")
+    assert run([slow], images).encoded == run([plain], images).encoded == 23
+    keys = [key for key, _ in images]
+    stored = [each.images.read(keys)["features"] for each in (slow, plain)]
+    assert np.array_equal(*stored)
 
 
 def test_progress_tells_of_images_and_of_texts(tmp_path: Path, images: list) -> None:

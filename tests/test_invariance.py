@@ -187,7 +187,7 @@ def test_the_number_of_workers_does_not_matter(
     decoders: int,
 ) -> None:
     """Workers at one store at once, a shard each; and more or fewer threads that decode."""
-    monkeypatch.setattr(encode_module, "_DECODERS", decoders)
+    monkeypatch.setattr(encode_module, "_decoders", lambda _device: decoders)
     images = [*world.real, *world.fake]
     shards = [images[shard::workers] for shard in range(workers)]
     with ThreadPoolExecutor(workers) as pool:

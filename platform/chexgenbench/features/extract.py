@@ -299,6 +299,7 @@ def _extract_here(
                 items,
                 loaded,
                 batch_size=batch_size,
+                device=next(iter(chosen.values())).context.device,
                 sink=lambda name, keys, outputs: writers[name].add(keys, outputs),
                 bad=lambda item, error: bad(item.key, error),
                 advance=advance,

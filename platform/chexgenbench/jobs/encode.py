@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ T = TypeVar("T")
 _ROWS_IN_PART = 1024
 _SECONDS_IN_PART = 20.0
 
-_DECODERS = 2
-"""Threads that decode. Pillow releases the interpreter lock; two keep a CPU encoder fed."""
+_MOST_DECODERS = 8
+"""Threads that decode at most: each holds an image of full size."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def encode_images(
     encoders: Mapping[str, tuple[EncoderSpec, Encoder]],
     *,
     batch_size: int,
+    device: str,
     sink: Callable[[str, Sequence[str], Outputs], None],
     bad: Callable[[ImageItem, BadImage], None],
     advance: Callable[[int], None],
@@ -96,6 +98,7 @@ def encode_images(
     every call has the same shape, so that a row does not depend on how many others there were.
 
     Args:
+        device: what the encoders work on.
         sink: given encoder name, keys and outputs of each batch, in order.
         bad: given each image that cannot be decoded; it is not encoded.
         advance: told the number of images decoded.
@@ -116,7 +119,7 @@ def encode_images(
             sink(name, batch.keys, _encode(spec, encoder, batch.tensors, batch_size))
             pending[name] = _Pending()
 
-    for item, decoded in _ahead(decode, items, depth=2 * batch_size + _DECODERS):
+    for item, decoded in _ahead(decode, items, 2 * batch_size, _decoders(device)):
         if isinstance(decoded, BadImage):
             bad(item, decoded)
         else:
@@ -180,21 +183,57 @@ def _encode(
     return checked
 
 
+def _decoders(device: str) -> int:
+    """Threads that decode ahead: on the cores that the encoders leave.
+
+    Pillow releases the interpreter lock. A thread more than there are cores slows an encoder on the
+    CPU by more than it decodes; but many cores that all compute need more than one to feed them.
+    """
+    import torch
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    busy = torch.get_num_threads() if device.startswith("cpu") else 1
+    return min(_MOST_DECODERS, max(1, cores - busy, cores // 4))
+
+
 def _ahead(
-    function: Callable[[ImageItem], T], items: Sequence[ImageItem], depth: int
+    function: Callable[[ImageItem], T], items: Sequence[ImageItem], depth: int, threads: int
 ) -> Iterator[tuple[ImageItem, T]]:
-    """`map` by threads, in order, at most `depth` results ahead: memory stays bounded."""
-    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+    """`map` by threads, in order, at most `depth` results ahead: memory stays bounded.
+
+    Who asks for a result that is not there yet works on those that no thread has begun.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         waiting: deque[tuple[ImageItem, Future[T]]] = deque()
+
+        def first() -> tuple[ImageItem, T]:
+            for at in range(len(waiting)):
+                item, future = waiting[at]
+                if waiting[0][1].done():
+                    break
+                if future.cancel():  # no thread has begun it
+                    waiting[at] = item, _now(function, item)
+            item, future = waiting.popleft()
+            return item, future.result()
+
         try:
             for item in items:
                 waiting.append((item, pool.submit(function, item)))
-                if len(waiting) >= depth:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
+                if len(waiting) >= depth + threads:
+                    yield first()
             while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield first()
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _now(function: Callable[[ImageItem], T], item: ImageItem) -> Future[T]:
+    """The result, or the fault, of a call in this thread."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(function(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future

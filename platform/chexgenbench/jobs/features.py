@@ -149,6 +149,7 @@ def _images(
         list(wanted.values()),
         {str(number): each for number, each in loaded.items()},
         batch_size=job.batch_size,
+        device=job.device,
         sink=lambda number, keys, outputs: writers[int(number)].add(keys, outputs),
         bad=bad,
         advance=advance,

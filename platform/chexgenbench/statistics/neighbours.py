@@ -93,7 +93,9 @@ def nearest(
     own_x, own_y = _codes(groups_queries, groups_targets, len(x), len(y), distinct)
     search = _Search(x, y, k, metric, own_x, own_y, distinct)
     distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype=np.int64)
-    wide = [width for i in range(3) if (width := (2 * k + 16) * 8**i) < min(1025, len(y))]
+    # Those of the own group are candidates too, and so are several of a group.
+    least = k + 8 if own_y is None else 2 * k + 16
+    wide = [width for i in range(3) if (width := least * 8**i) < min(1025, len(y))]
     widths = wide if search.fits_float32 else []
     for part in slices(len(x), min(_QUERIES, _CANDIDATES // max(widths, default=1))):
         open_rows = np.arange(part.start, part.stop)
