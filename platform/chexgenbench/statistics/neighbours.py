@@ -97,14 +97,12 @@ def nearest(
     least = k + 8 if own_y is None else 2 * k + 16
     wide = [width for i in range(3) if (width := least * 8**i) < min(1025, len(y))]
     widths = wide if search.fits_float32 else []
-    for part in slices(len(x), min(_QUERIES, _CANDIDATES // max(widths, default=1))):
+    for part in slices(len(x), _QUERIES):
         open_rows = np.arange(part.start, part.stop)
         for width in widths:
-            if not open_rows.size:
-                break
-            found, ids, reached = search.candidates(open_rows, width)
-            settled = search.settle(open_rows, found, ids, reached, distances, indices)
-            open_rows = open_rows[~settled]
+            some = slices(open_rows.size, max(1, _CANDIDATES // width))
+            settled = [search.settle(open_rows[rows], width, distances, indices) for rows in some]
+            open_rows = open_rows[~np.concatenate([np.zeros(0, dtype=bool), *settled])]
         for row in open_rows.tolist():
             search.exhaust(row, distances, indices)
     return Neighbours(distances, indices)
@@ -257,15 +255,11 @@ class _Search:
         return squares / 2 if self.metric == "cosine" else np.sqrt(squares)
 
     def settle(
-        self,
-        rows: IntArray,
-        found: FloatArray,
-        ids: IntArray,
-        reached: FloatArray,
-        distances: FloatArray,
-        indices: IntArray,
+        self, rows: IntArray, width: int, distances: FloatArray, indices: IntArray
     ) -> NDArray[np.bool_]:
-        """Writes the neighbours of the rows that no row beyond the candidates can change."""
+        """Writes the neighbours of the rows where no target beyond `width` candidates can be one;
+        whether that is so."""
+        found, ids, reached = self.candidates(rows, width)
         settled = np.zeros(len(rows), dtype=bool)
         norms = np.concatenate(
             [
