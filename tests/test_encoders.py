@@ -124,6 +124,16 @@ def legacy(name: str) -> dict[str, object]:
     return dict(load_registry().encoders[name].spec.protocols["legacy"])
 
 
+@pytest.mark.parametrize("size", [(40, 16), (299, 301), (5000, 4000)])
+def test_grey_levels_are_those_of_pillow(size: tuple[int, int]) -> None:
+    """The largest is beyond what Pillow keeps in one piece of memory."""
+    from chexgenbench_plugins.encoders.inception_v3 import _levels
+
+    grey = picture(*size).copy()
+    for image in (grey, grey.convert("RGB"), grey.crop((3, 2, 30, 14))):
+        assert np.array_equal(_levels(image), np.array(image, np.float32))
+
+
 @pytest.mark.parametrize("squash", [None, 299])
 def test_inception_sees_a_grey_image_as_three_channels_of_it(
     inception: tuple[Path, torch.nn.Module], tmp_path: Path, squash: int | None

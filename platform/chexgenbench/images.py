@@ -147,7 +147,8 @@ def _decode(
             with Image.open(file, formats=formats) as image:
                 _check_header(path, image, largest)
                 image.load()
-                return ImageOps.exif_transpose(image).convert(_PLAIN_MODES[image.mode])
+                ImageOps.exif_transpose(image, in_place=True)
+                return image.convert(_PLAIN_MODES[image.mode])
     except BadImage:
         raise
     except UnidentifiedImageError as error:

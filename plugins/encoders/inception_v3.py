@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +90,7 @@ class InceptionV3(Encoder):
             image = image.convert("RGB")
         if squash := self.parameters.squash:
             image = image.resize((squash, squash), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.atleast_3d(np.array(image, np.float32))).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.atleast_3d(_levels(image))).permute(2, 0, 1)
         resized = interpolate_bilinear_2d_like_tensorflow1x(
             pixels[None], size=(299, 299), align_corners=False
         )
@@ -103,6 +104,23 @@ class InceptionV3(Encoder):
             "features": features.cpu().numpy(),
             "probabilities": probabilities.cpu().numpy(),
         }
+
+
+def _levels(image: PIL.Image.Image) -> NDArray[np.float32]:
+    """[h, w] or [h, w, 3].
+
+    Pillow's own copy of a large image holds the interpreter's lock for milliseconds, in which the
+    network, at work in another thread, stands still; grey rows that lie in one piece need none.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    if image.mode == "L":
+        # ValueError: rows in several pieces, from 16 MB on; TypeError: Pillow before 11.3.
+        with suppress(TypeError, ValueError):
+            rows = pa.array(image).to_numpy().reshape(image.height, image.width)
+            return rows.astype(np.float32)
+    return np.array(image, np.float32)
 
 
 def _network() -> torch.nn.Module:
