@@ -125,12 +125,17 @@ def legacy(name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("size", [(40, 16), (299, 301), (5000, 4000)])
-def test_grey_levels_are_those_of_pillow(size: tuple[int, int]) -> None:
-    """The largest is beyond what Pillow keeps in one piece of memory."""
+@pytest.mark.parametrize("pillow", [None, "12.3.0"])
+def test_grey_levels_are_those_of_pillow(
+    size: tuple[int, int], pillow: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view of an array, a copy, a crop; the largest is beyond what Pillow keeps in one piece."""
     from chexgenbench_plugins.encoders.inception_v3 import _levels
 
-    grey = picture(*size).copy()
-    for image in (grey, grey.convert("RGB"), grey.crop((3, 2, 30, 14))):
+    if pillow is not None:
+        monkeypatch.setattr("PIL.__version__", pillow)
+    grey = picture(*size)
+    for image in (grey, grey.copy(), grey.convert("RGB"), grey.crop((3, 2, 30, 14))):
         assert np.array_equal(_levels(image), np.array(image, np.float32))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,25 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(BadImage, match="no file"):
         read_image(tmp_path / "pipe.png")
+
+
+def test_threads_that_read_leave_the_warnings_filters_alone(tmp_path: Path) -> None:
+    """They are the process's: two threads that change them and back may leave them changed."""
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: read_image(tmp_path / "a.png"), range(200)))
+    assert list(warnings.filters) == before
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lacking)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png")
 
 
 def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 SMALLEST = 16
 """Sides below this many pixels hold no radiograph; encoders would enlarge a few grey levels."""
 
-LARGEST_PIXELS = 100_000_000
-"""Far above any radiograph (about 4,000 x 5,000); a file that claims more is not decoded."""
+LARGEST_PIXELS = 89_478_485
+"""Far above any radiograph (about 4,000 x 5,000); a file that claims more is not decoded. Pillow
+warns from there on."""
+
+# What is wrong is raised here. The filters of a process are no thread's own, so they are set once:
+# Pillow warns of damaged EXIF, which is no pixel, and of the size, which is checked.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -141,19 +147,16 @@ def _decode(
     file: Path | io.BytesIO, path: Path | str, formats: tuple[str, ...], largest: int
 ) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF, which is no pixel
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=formats) as image:
-                _check_header(path, image, largest)
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image.convert(_PLAIN_MODES[image.mode])
-    except BadImage:
+        with Image.open(file, formats=formats) as image:
+            _check_header(path, image, largest)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image.convert(_PLAIN_MODES[image.mode])
+    except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise BadImage(f"{path} is not an image ({', '.join(formats)}).") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise BadImage(f"{path} is too large: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error)

@@ -296,7 +296,10 @@ class Encoder(ABC):
 
     @abstractmethod
     def preprocess(self, image: PIL.Image.Image) -> torch.Tensor:
-        """One 8-bit image (mode L or RGB) to a float32 tensor, of the same shape for all images."""
+        """One 8-bit image (mode L or RGB) to a float32 tensor, of the same shape for all images.
+
+        Several threads call it at once.
+        """
 
     @abstractmethod
     def encode(self, batch: torch.Tensor) -> Mapping[str, NDArray[np.float32]]:

@@ -113,11 +113,12 @@ def _levels(image: PIL.Image.Image) -> NDArray[np.float32]:
     network, at work in another thread, stands still; grey rows that lie in one piece need none.
     """
     import numpy as np
+    import PIL
     import pyarrow as pa
 
-    if image.mode == "L":
-        # ValueError: rows in several pieces, from 16 MB on; TypeError: Pillow before 11.3.
-        with suppress(TypeError, ValueError):
+    # Before 13 a view of an array ended the process, and padded rows were not noticed.
+    if image.mode == "L" and int(PIL.__version__.partition(".")[0]) >= 13:
+        with suppress(ValueError):  # rows in several pieces, from 16 MB on
             rows = pa.array(image).to_numpy().reshape(image.height, image.width)
             return rows.astype(np.float32)
     return np.array(image, np.float32)

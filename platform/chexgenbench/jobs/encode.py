@@ -27,8 +27,8 @@ T = TypeVar("T")
 _ROWS_IN_PART = 1024
 _SECONDS_IN_PART = 20.0
 
-_MOST_DECODERS = 8
-"""Threads that decode at most: each holds an image of full size."""
+_MOST_DECODERS = 4
+"""Threads that decode at most; each holds an image of full size, and so does who waits for one."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _decoders(device: str) -> int:
 def _ahead(
     function: Callable[[ImageItem], T], items: Sequence[ImageItem], depth: int, threads: int
 ) -> Iterator[tuple[ImageItem, T]]:
-    """`map` by threads, in order, at most `depth` results ahead: memory stays bounded.
+    """`map` by threads, in order, less than `depth` + `threads` ahead: memory stays bounded.
 
     Who asks for a result that is not there yet works on those that no thread has begun.
     """

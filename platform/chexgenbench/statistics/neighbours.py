@@ -74,7 +74,7 @@ def nearest(
         Neighbours, distances in float64 from the differences of the rows: equal rows are 0 apart.
         Equal distances are ordered by the content of the targets, so neither the order of rows nor
         the number of threads plays a part (of targets that are equal, the first is named). Memory
-        beyond the arguments and the result is about 200 MB at d = 768 whatever n and t.
+        beyond the arguments and the result is at most about 300 MB at d = 768 whatever n and t.
 
     Raises:
         ValueError: NaN or infinity, different d, a row of zeros under ``cosine``, k or labels
