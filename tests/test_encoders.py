@@ -139,6 +139,24 @@ def test_grey_levels_are_those_of_pillow(
         assert np.array_equal(_levels(image), np.array(image, np.float32))
 
 
+def test_grey_levels_are_not_copied_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it copies, the interpreter's lock is held; colour goes that way."""
+    from chexgenbench_plugins.encoders.inception_v3 import _levels
+
+    grey = picture(299, 301)
+    colour, copies = grey.convert("RGB"), Image.Image.tobytes
+    copied: list[str] = []
+
+    def noted(image: Image.Image, *more: str) -> bytes:
+        copied.append(image.mode)
+        return copies(image, *more)
+
+    monkeypatch.setattr(Image.Image, "tobytes", noted)
+    _levels(grey)
+    _levels(colour)
+    assert copied == ["RGB"]
+
+
 @pytest.mark.parametrize("squash", [None, 299])
 def test_inception_sees_a_grey_image_as_three_channels_of_it(
     inception: tuple[Path, torch.nn.Module], tmp_path: Path, squash: int | None

@@ -15,6 +15,7 @@ import numpy as np
 
 from chexgenbench.errors import ChexGenBenchError
 from chexgenbench.images import BadImage, read_image
+from chexgenbench.provenance import threads
 from chexgenbench.types import Encoder, EncoderSpec
 
 if TYPE_CHECKING:
@@ -189,22 +190,20 @@ def _decoders(device: str) -> int:
     Pillow releases the interpreter lock. A thread more than there are cores slows an encoder on the
     CPU by more than it decodes; but many cores that all compute need more than one to feed them.
     """
-    import torch
-
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    busy = torch.get_num_threads() if device.startswith("cpu") else 1
+    busy = threads() if device.startswith("cpu") else 1
     return min(_MOST_DECODERS, max(1, cores - busy, cores // 4))
 
 
 def _ahead(
-    function: Callable[[ImageItem], T], items: Sequence[ImageItem], depth: int, threads: int
+    function: Callable[[ImageItem], T], items: Sequence[ImageItem], depth: int, workers: int
 ) -> Iterator[tuple[ImageItem, T]]:
-    """`map` by threads, in order, less than `depth` + `threads` ahead: memory stays bounded.
+    """`map` by threads, in order, less than `depth` + `workers` ahead: memory stays bounded.
 
     Who asks for a result that is not there yet works on those that no thread has begun.
     """
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         waiting: deque[tuple[ImageItem, Future[T]]] = deque()
 
         def first() -> tuple[ImageItem, T]:
@@ -220,7 +219,7 @@ def _ahead(
         try:
             for item in items:
                 waiting.append((item, pool.submit(function, item)))
-                if len(waiting) >= depth + threads:
+                if len(waiting) >= depth + workers:
                     yield first()
             while waiting:
                 yield first()
